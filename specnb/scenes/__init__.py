@@ -1,0 +1,21 @@
+"""The picture world: scenes, pictures, texts, and reading texts back into facts."""
+
+from specnb.scenes.grammar import parse, score, statements
+from specnb.scenes.tasks import TASKS, Example, example, examples, is_right
+from specnb.scenes.world import Scene, Thing, blank, random_scene, render
+
+__all__ = [
+    "TASKS",
+    "Example",
+    "Scene",
+    "Thing",
+    "blank",
+    "example",
+    "examples",
+    "is_right",
+    "parse",
+    "random_scene",
+    "render",
+    "score",
+    "statements",
+]

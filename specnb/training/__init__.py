@@ -1,0 +1,1 @@
+"""Training of the embedded models: `python -m specnb.training {tokenizer,target,drafter}`."""

@@ -1,0 +1,115 @@
+"""One resumable training loop: AdamW, warm-up and cosine, progress bar, JSONL metrics."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a recipe. `steps` of `batch` rows, learning rate up to `lr`, down to a tenth."""
+
+    name: str
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
+    final: float = 0.1  # last learning rate / highest
+
+
+def rate(stage: Stage, step: int) -> float:
+    """The learning rate at a step."""
+    if step < stage.warmup:
+        return stage.lr * (step + 1) / stage.warmup
+    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return stage.lr * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def train(
+    stage: Stage,
+    modules: nn.Module,
+    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    folder: Path,
+    checkpoint_s: float = 120.0,
+) -> None:
+    """Runs a stage on the trainable parameters of `modules`, from its last checkpoint if any.
+
+    `loss_of(step)` gives the loss and figures to log, and must depend on the step alone. After
+    the last step the checkpoint stays, so that a second call returns at once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stage.name}.safetensors"
+    parameters = {name: p for name, p in modules.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    step = load_checkpoint(path, stage, parameters, optimizer) if path.exists() else 0
+    saved_at = time.monotonic()
+    bar = tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=5.0)
+    with open(folder / "metrics.jsonl", "a") as log:
+        while step < stage.steps:
+            began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = rate(stage, step)
+            loss, figures = loss_of(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+            optimizer.step()
+            step += 1
+            bar.update()
+            if step % 20 == 0 or step == stage.steps:
+                row = {
+                    "stage": stage.name,
+                    "step": step,
+                    "loss": loss.item(),
+                    "lr": rate(stage, step - 1),
+                    "grad_norm": norm.item(),
+                    "step_s": time.perf_counter() - began,
+                    **figures,
+                }
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                bar.set_postfix(loss=f"{loss.item():.3f}", **{k: f"{v:.3f}" for k, v in figures.items()})
+            if time.monotonic() - saved_at > checkpoint_s or step == stage.steps:
+                save_checkpoint(path, stage, step, parameters, optimizer)
+                saved_at = time.monotonic()
+    bar.close()
+
+
+def save_checkpoint(path, stage, step, parameters, optimizer) -> None:
+    """Parameters and AdamW moments in one file, written aside and then renamed."""
+    tensors = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state[parameter]
+        tensors[name] = parameter.detach().clone().contiguous()
+        tensors[f"exp_avg/{name}"] = state["exp_avg"].contiguous()
+        tensors[f"exp_avg_sq/{name}"] = state["exp_avg_sq"].contiguous()
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, {"step": str(step), "stage": json.dumps(asdict(stage))})
+    temporary.rename(path)
+
+
+def load_checkpoint(path, stage, parameters, optimizer) -> int:
+    """The step to go on from; parameters and moments are set in place."""
+    with safe_open(path, "pt") as file:
+        if set(k for k in file.keys() if not k.startswith("exp_avg")) != set(parameters):
+            raise ValueError(f"{path} belongs to another model: delete it to start this stage anew")
+        step = int(file.metadata()["step"])
+        for name, parameter in parameters.items():
+            parameter.data.copy_(file.get_tensor(name))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": file.get_tensor(f"exp_avg/{name}").to(parameter.device),
+                "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(parameter.device),
+            }
+    return step

@@ -1,0 +1,241 @@
+"""The embedded target: a LLaVA of 8 layers x 384 that sees, trained in stages.
+
+Tower on cell labels, projector on words, short look-ups with the tower frozen (this is where
+place is bound to facts), then all tasks; the text model is trained shallow and grown by identity
+blocks at the end, which changes no logit, and trained on at its full depth.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from specnb.training.data import (
+    IGNORE,
+    IMAGE,
+    N_PATCHES,
+    TRAINING_SEED,
+    batches,
+    cell_labels,
+    pixels,
+)
+from specnb.training.loop import Stage, train
+
+TOWER = Stage("tower", steps=1200, batch=64, lr=2e-3)
+ALIGN = Stage("align", steps=250, batch=48, lr=2e-3)
+LOOKUP = Stage("lookup", steps=500, batch=64, lr=1e-3, final=0.3)
+MIX = Stage("mix", steps=2800, batch=48, lr=1e-3, warmup=100, final=0.05)
+DEEP = Stage("deep", steps=200, batch=48, lr=2e-4, warmup=30)
+SHALLOW_LAYERS, LAYERS = 4, 8
+MIX_WEIGHTS = {"caption": 0.46, "conversation": 0.26, "science": 0.16, "lookup": 0.12}
+
+
+def build(tokenizer, layers: int, seed: int = 0):
+    """An untrained `LlavaForConditionalGeneration` with `layers` blocks in its language model."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=96,
+            patch_size=32,
+            projection_dim=192,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=384,
+            intermediate_size=1024,
+            num_hidden_layers=layers,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            max_position_embeddings=1024,
+            initializer_range=0.04,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=N_PATCHES,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def patch_features(model, images: Tensor) -> Tensor:
+    """[batch, 9, width] what the tower sees in every cell."""
+    return model.model.vision_tower(images, output_hidden_states=True).hidden_states[-1][:, 1:]
+
+
+class CellHeads(nn.Module):
+    """Linear read-out of kind, colour, size and background; used to train the tower only."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, n) for n in (9, 6, 2, 4))
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        filled = labels[..., 0] > 0
+        loss, figures = 0.0, {}
+        for index, name in enumerate(("kind", "colour", "size", "background")):
+            logits = self.heads[index](features)
+            want = labels[..., index]
+            if name in ("colour", "size"):
+                logits, want = logits[filled], want[filled]
+            loss = loss + F.cross_entropy(logits.flatten(0, -2), want.flatten())
+            figures[name] = (logits.argmax(-1) == want).float().mean().item()
+        return loss, figures
+
+
+def tower_stage(model, folder: Path, device: str) -> None:
+    heads = CellHeads(model.config.vision_config.hidden_size).to(device)
+    tower = model.model.vision_tower
+
+    def loss_of(step):
+        items = _scene_items(TOWER.batch, step)
+        labels = cell_labels([item.scene for item in items]).to(device)
+        return heads(patch_features(model, pixels(items).to(device)), labels)
+
+    train(TOWER, nn.ModuleDict({"tower": tower, "heads": heads}), loss_of, folder)
+
+
+def align_stage(model, tokenizer, folder: Path, device: str) -> None:
+    """The projected patch must predict the words of its cell through the embedding table."""
+    from specnb.scenes.world import BACKGROUNDS, COLOURS, KINDS, SIZES
+
+    def ids(words):
+        return torch.tensor([tokenizer.encode(f" {w}", add_special_tokens=False)[0] for w in words])
+
+    kinds, colours, sizes = ids(KINDS), ids(COLOURS), ids(SIZES)
+    grounds = ids(BACKGROUNDS)
+    places = ids(("top", "middle", "bottom")), ids(("left", "center", "right"))
+    embedding = model.model.language_model.embed_tokens.weight
+
+    def loss_of(step):
+        items = _scene_items(ALIGN.batch, 10_000 + step)
+        labels = cell_labels([item.scene for item in items])
+        wanted = torch.zeros(*labels.shape[:2], embedding.shape[0])
+        cell = torch.arange(N_PATCHES).expand(labels.shape[:2])
+        filled = (labels[..., 0] > 0).float()[..., None]
+        wanted.scatter_add_(2, places[0][cell // 3][..., None], torch.ones_like(filled))
+        wanted.scatter_add_(2, places[1][cell % 3][..., None], torch.ones_like(filled))
+        wanted.scatter_add_(2, grounds[labels[..., 3]][..., None], torch.ones_like(filled))
+        for index, words in ((0, kinds), (1, colours), (2, sizes)):
+            value = (labels[..., index] - (index == 0)).clamp(min=0)
+            wanted.scatter_add_(2, words[value][..., None], filled)
+        wanted = (wanted / wanted.sum(-1, keepdim=True)).to(device)
+        with torch.no_grad():
+            features = patch_features(model, pixels(items).to(device))
+        logits = model.model.multi_modal_projector(features) @ embedding.T
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(0, 1))
+        entropy = -(wanted * wanted.clamp(min=1e-9).log()).sum(-1).mean()
+        return loss, {"kl": (loss - entropy).item()}
+
+    trained = nn.ModuleDict(
+        {"projector": model.model.multi_modal_projector, "embed": model.model.language_model.embed_tokens}
+    )
+    train(ALIGN, trained, loss_of, folder)
+
+
+def text_stage(stage: Stage, weights, model, tokenizer, folder: Path, device: str) -> None:
+    """Projector and language model on answers; the tower does not move."""
+    model.model.vision_tower.requires_grad_(False)
+    stream, at = None, -1
+
+    def loss_of(step):
+        nonlocal stream, at
+        if step != at:
+            stream = batches(tokenizer, weights, stage.batch, step, image=True)
+        at = step + 1
+        ids, labels, images = (tensor.to(device) for tensor in next(stream))
+        return answer_loss(model, ids, labels, images)
+
+    train(stage, model, loss_of, folder)
+
+
+def answer_loss(model, ids, labels, images) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy over answer tokens; the head runs on those positions only."""
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+        hidden = model.model(input_ids=ids, pixel_values=images, use_cache=False).last_hidden_state
+        learnt = labels != IGNORE
+        logits = model.lm_head(hidden[learnt])
+    loss = F.cross_entropy(logits.float(), labels[learnt])
+    accuracy = (logits.argmax(-1) == labels[learnt]).float().mean().item()
+    return loss, {"accuracy": accuracy, "tokens": float(ids.numel())}
+
+
+def grow(model, tokenizer, layers: int):
+    """The same model with more blocks: copies with zeroed outputs, so no logit changes."""
+    deep = build(tokenizer, layers)
+    deep.model.vision_tower = model.model.vision_tower
+    deep.model.multi_modal_projector = model.model.multi_modal_projector
+    shallow, text = model.model.language_model, deep.model.language_model
+    text.embed_tokens.weight.data.copy_(shallow.embed_tokens.weight)
+    text.norm.weight.data.copy_(shallow.norm.weight)
+    for index, block in enumerate(text.layers):
+        source = index * len(shallow.layers) // layers
+        block.load_state_dict(shallow.layers[source].state_dict())
+        if index > 0 and (index - 1) * len(shallow.layers) // layers == source:
+            block.self_attn.o_proj.weight.data.zero_()
+            block.mlp.down_proj.weight.data.zero_()
+    return deep
+
+
+def _scene_items(n: int, step: int):
+    from specnb.scenes import example
+
+    first = (TRAINING_SEED + 7) * 1_000_000 + step * n
+    return [example("caption", first + index) for index in range(n)]
+
+
+def save(model, tokenizer, folder: Path) -> None:
+    """bf16 weights, config, tokenizer and processor: a plain transformers folder."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    template = (
+        "USER: {{ '<image>\\n' if image else '' }}{{ prompt }} ASSISTANT:"  # how `chat` fills it
+    )
+    processor = LlavaProcessor(
+        CLIPImageProcessor(
+            size={"height": 96, "width": 96},
+            do_center_crop=False,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer,
+        patch_size=32,
+        vision_feature_select_strategy="default",
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+    bf16 = copy.deepcopy(model).to(torch.bfloat16)
+    bf16.generation_config.eos_token_id = tokenizer.eos_token_id
+    bf16.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def train_target(tokenizer, work: Path, out: Path, device: str = "cpu") -> None:
+    """All stages, each from its last checkpoint; the finished model is written to `out`."""
+    model = build(tokenizer, SHALLOW_LAYERS).to(device)
+    tower_stage(model, work, device)
+    model.model.vision_tower.requires_grad_(False)
+    align_stage(model, tokenizer, work, device)
+    text_stage(LOOKUP, {"lookup": 1.0}, model, tokenizer, work, device)
+    text_stage(MIX, MIX_WEIGHTS, model, tokenizer, work, device)
+    model = grow(model, tokenizer, LAYERS).to(device)
+    text_stage(DEEP, MIX_WEIGHTS, model, tokenizer, work, device)
+    save(model, tokenizer, out)
