@@ -90,10 +90,10 @@ def save_checkpoint(path, stage, step, parameters, optimizer) -> None:
     """Parameters and AdamW moments in one file, written aside and then renamed."""
     tensors = {}
     for name, parameter in parameters.items():
-        state = optimizer.state[parameter]
         tensors[name] = parameter.detach().clone().contiguous()
-        tensors[f"exp_avg/{name}"] = state["exp_avg"].contiguous()
-        tensors[f"exp_avg_sq/{name}"] = state["exp_avg_sq"].contiguous()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if optimizer.state[parameter]:  # a parameter that gets no gradient has none
+                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, {"step": str(step), "stage": json.dumps(asdict(stage))})
     temporary.rename(path)
@@ -107,9 +107,10 @@ def load_checkpoint(path, stage, parameters, optimizer) -> int:
         step = int(file.metadata()["step"])
         for name, parameter in parameters.items():
             parameter.data.copy_(file.get_tensor(name))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": file.get_tensor(f"exp_avg/{name}").to(parameter.device),
-                "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(parameter.device),
-            }
+            if f"exp_avg/{name}" in file.keys():
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": file.get_tensor(f"exp_avg/{name}").to(parameter.device),
+                    "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(parameter.device),
+                }
     return step

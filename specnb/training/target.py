@@ -134,7 +134,7 @@ def align_stage(model, tokenizer, folder: Path, device: str) -> None:
         wanted.scatter_add_(2, places[1][cell % 3][..., None], torch.ones_like(filled))
         wanted.scatter_add_(2, grounds[labels[..., 3]][..., None], torch.ones_like(filled))
         for index, words in ((0, kinds), (1, colours), (2, sizes)):
-            value = (labels[..., index] - (index == 0)).clamp(min=0)
+            value = (labels[..., index] - int(index == 0)).clamp(min=0)
             wanted.scatter_add_(2, words[value][..., None], filled)
         wanted = (wanted / wanted.sum(-1, keepdim=True)).to(device)
         with torch.no_grad():

@@ -1,0 +1,50 @@
+# Every target sets up what it needs; a second call goes straight to work.
+#   PYTHON       interpreter that creates the environment (3.11 or newer)
+#   TORCH_FLAGS  extra pip flags for torch alone, such as a CPU-only index:
+#                make run TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+TORCH_FLAGS ?=
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+# Spinning OpenMP threads stall each other on a shared machine; forked tokenizers only warn.
+export OMP_WAIT_POLICY := passive
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv run test lab bench doctor clean
+
+help:  ## this list
+	@sed -n 's/^\([.a-z]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+.venv: $(STAMP)  ## the environment, from requirements.lock
+	@:
+
+# A file and not the folder: a folder's date changes whenever something is written into it.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("specnb needs Python 3.11 or newer, this is " + v + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet $(TORCH_FLAGS) $$(grep '^torch==' requirements.lock)
+	$(PY) -m pip install --quiet -r requirements.lock
+	$(PY) -m pip install --quiet --no-deps -e .
+	@touch $@
+
+run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/
+	$(PY) -m specnb.batch run
+
+test: $(STAMP)  ## the tests
+	$(PY) -m pytest -q
+
+lab: $(STAMP)  ## JupyterLab on this machine only, its token on
+	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.
+
+bench: $(STAMP)  ## which measurements there are
+	@echo "$(PY) -m specnb.bench quality    [--json]   what the models know, how well they draft"
+	@echo "$(PY) -m specnb.bench exactness  [--json]   the output is the target's, token for token"
+
+doctor: $(STAMP)  ## versions, data and one short speculative run
+	$(PY) -m specnb.doctor
+
+clean:  ## remove environment and caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find specnb tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

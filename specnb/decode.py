@@ -1,0 +1,233 @@
+"""The loop: draft, score, verify, commit, record. Plain decoding is the loop without a drafter."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specnb.drafters import Chain, Drafter, Drafting, NoDraft
+from specnb.models.base import Context, Model, Pair
+from specnb.record import BlockRow, Record, TokenRow
+from specnb.sampling import Draws, Sampling
+from specnb.tree import DraftTree
+from specnb.verify import Outcome, verify
+
+N_TOP = 5  # candidates kept per law in a record
+
+
+@dataclass(frozen=True)
+class Block:
+    """One target call: what was proposed, what the target says, what came of it."""
+
+    tree: DraftTree
+    target_probs: Tensor  # [1 + nodes, vocab]; row 0 belongs to the last committed token
+    outcome: Outcome
+    token_ids: tuple[int, ...]  # emitted
+    draft_s: float
+    verify_s: float
+
+
+def next_block(
+    target: Context,
+    drafting: Drafting,
+    sampling: Sampling,
+    draws: Draws,
+    max_depth: int,
+    eos_ids=frozenset(),
+) -> Block:
+    """One round of speculative decoding; both sides have committed the emitted tokens after it.
+
+    `max_depth` = the most levels that may be drafted. Enumerated outcome by outcome in
+    `specnb.exact`: every random choice is made through `draws`.
+    """
+    began = time.perf_counter()
+    tree = drafting.propose(draws, max_depth)
+    drafted = time.perf_counter()
+    scores = target.forward(tree.tokens, tree.parents)
+    target_probs = sampling.probs(torch.cat([scores.root[None], scores.nodes]))
+    outcome = verify(tree, target_probs[0], target_probs[1:], draws, eos_ids)
+    emitted = [tree.tokens[node] for node in outcome.path]
+    if outcome.token is not None:
+        emitted.append(outcome.token)
+    target.commit(emitted)
+    verified = time.perf_counter()
+    drafting.commit(emitted, len(outcome.path))
+    done = time.perf_counter()
+    draft_s = (drafted - began) + (done - verified)
+    return Block(tree, target_probs, outcome, tuple(emitted), draft_s, verified - drafted)
+
+
+def speculative(
+    pair: Pair,
+    prompt: Any,
+    image: Any = None,
+    *,
+    drafter: Drafter | None = None,
+    sampling: Sampling | None = None,
+    draft_sampling: Sampling | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+) -> Record:
+    """Decodes with the target's law, helped by a drafter (default `Chain(5)`, greedy).
+
+    Stops at an end token, after `max_new_tokens`, or at the end of the target's context. The
+    drafter may be given a `Sampling` of its own; verification always uses the law that a token
+    was really drawn from, so the output's law is the target's either way.
+    """
+    sampling = sampling or Sampling()
+    drafter = drafter or Chain()
+    _check(pair.target, prompt, image, max_new_tokens)
+    began = time.perf_counter()
+    target = pair.target.open(prompt, image)
+    drafting = drafter.start(pair.draft, prompt, image, draft_sampling or sampling)
+    prefill_s = time.perf_counter() - began
+    # The last token a context can say needs no position of its own: nothing is fed behind it.
+    budget = min(max_new_tokens, target.room + 1)
+    draws, eos_ids = Draws(seed), pair.target.eos_ids
+    blocks: list[Block] = []
+    n_emitted, finish = 0, None
+    while finish is None:
+        block = next_block(target, drafting, sampling, draws, budget - n_emitted - 1, eos_ids)
+        blocks.append(block)
+        n_emitted += len(block.token_ids)
+        if block.token_ids[-1] in eos_ids:
+            finish = "eos"
+        elif n_emitted >= budget:
+            finish = "length" if budget == max_new_tokens else "context"
+    settings = {
+        "drafter": repr(drafter),
+        "sampling": repr(sampling),
+        "draft_sampling": repr(draft_sampling or sampling),
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "prompt": prompt,
+        "target": pair.target.path,
+        "draft": pair.draft.path if pair.draft else None,
+    }
+    return _record(pair, blocks, finish, prefill_s, settings)
+
+
+def autoregressive(
+    model: Model,
+    prompt: Any,
+    image: Any = None,
+    *,
+    sampling: Sampling | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+) -> Record:
+    """Plain decoding, one token per forward: the same loop with an empty tree in every block."""
+    return speculative(
+        Pair(model),
+        prompt,
+        image,
+        drafter=NoDraft(),
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+
+
+def _check(target: Model, prompt: Any, image: Any, max_new_tokens: int) -> None:
+    """Refuses wrong input in words, before any model runs."""
+    if max_new_tokens < 1 or max_new_tokens != int(max_new_tokens):
+        raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number >= 1")
+    if not (prompt.strip() if isinstance(prompt, str) else prompt):
+        raise ValueError(f"prompt={prompt!r}: it is empty, write what the model should answer")
+    if image is not None and not target.sees_images:
+        raise ValueError(
+            f"image={type(image).__name__}: {target.path} is a text-only model; leave the image "
+            "out, or give a LLaVA-type target"
+        )
+
+
+def _record(pair, blocks: Sequence[Block], finish, prefill_s, settings) -> Record:
+    rows: list[TokenRow] = []
+    block_rows: list[BlockRow] = []
+    piece = pair.target.piece
+    for index, block in enumerate(blocks):
+        rows += _token_rows(index, block, piece)
+        block_rows.append(
+            BlockRow(
+                n_drafted=len(block.tree),
+                draft_forwards=block.tree.forwards,
+                n_accepted=len(block.outcome.path),
+                n_emitted=len(block.token_ids),
+                draft_s=block.draft_s,
+                verify_s=block.verify_s,
+                stopped_by=block.tree.stopped_by,
+                threshold=block.tree.threshold,
+                clipped=block.tree.stopped_by in ("budget", "context"),
+            )
+        )
+    token_ids = tuple(token for block in blocks for token in block.token_ids)
+    named = {token for row in rows for token, _ in (*row.draft_top, *row.target_top)}
+    return Record(
+        text=pair.target.decode(token_ids),
+        token_ids=token_ids,
+        tokens=tuple(rows),
+        blocks=tuple(block_rows),
+        finish=finish,
+        prefill_s=prefill_s,
+        settings=settings,
+        token_texts={token: piece(token) for token in sorted(named)},
+        parameter_ratio=pair.parameter_ratio,
+    )
+
+
+def _token_rows(index: int, block: Block, piece) -> list[TokenRow]:
+    """Rows of one block: drafted tokens in draw order, then the target's own."""
+    tree, outcome = block.tree, block.outcome
+    looks = dict(outcome.examined)
+    laws = [_top(row) for row in block.target_probs]
+    depth = tree.depth
+    rows = []
+    for node, token in enumerate(tree.tokens):
+        parent, look, law = tree.parents[node], looks.get(node), tree.probs[node]
+        verdict = "unexamined" if look is None else "accepted" if look.accepted else "rejected"
+        rows.append(
+            TokenRow(
+                block=index,
+                depth=depth[node],
+                node=node,
+                parent=parent,
+                token_id=token,
+                text=piece(token),
+                draft_prob=float(law[token]),
+                target_prob=float(block.target_probs[parent + 1, token]),
+                draft_entropy=float(torch.special.entr(law).sum()),
+                accept_prob=look.accept_prob if look else None,
+                uniform=look.uniform if look else None,
+                verdict=verdict,
+                draft_top=_top(law),
+                target_top=laws[parent + 1],
+            )
+        )
+    if outcome.token is not None:
+        parent = outcome.path[-1] if outcome.path else -1
+        rows.append(
+            TokenRow(
+                block=index,
+                depth=len(outcome.path) + 1,
+                node=-1,
+                parent=parent,
+                token_id=outcome.token,
+                text=piece(outcome.token),
+                draft_prob=None,
+                target_prob=float(block.target_probs[parent + 1, outcome.token]),
+                draft_entropy=None,
+                accept_prob=None,
+                uniform=None,
+                verdict=outcome.final,
+                target_top=laws[parent + 1],
+            )
+        )
+    return rows
+
+
+def _top(probs: Tensor) -> tuple[tuple[int, float], ...]:
+    values, ids = probs.topk(min(N_TOP, probs.shape[-1]))
+    return tuple(zip(ids.tolist(), values.tolist(), strict=True))

@@ -1,0 +1,153 @@
+"""Is everything here, unaltered and working? Versions, device, data, one short speculative run.
+
+    python -m specnb.doctor                exit 1 and the reasons in words when something is wrong
+    python -m specnb.doctor --write-sums   renew data/SHA256SUMS from the files as they are
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+NOT_ON_COLAB = {"jupyterlab", "papermill"}  # only `make lab` and specnb.batch need them
+
+
+class Unwell(Exception):
+    """What is wrong and what to do about it."""
+
+
+def versions() -> Iterator[str]:
+    """Python and the packages, held against the floors in pyproject.toml."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    yield f"python {platform.python_version()} on {platform.platform()}"
+    if platform.python_version() not in SpecifierSet(project["requires-python"]):
+        raise Unwell(f"Python {platform.python_version()}: {project['requires-python']} is needed")
+    wrong = []
+    for requirement in map(Requirement, project["dependencies"]):
+        name, needed = requirement.name, requirement.specifier
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{name} is missing"
+            if name not in NOT_ON_COLAB:
+                wrong.append(f"{name} is not installed: pip install '{requirement}'")
+            continue
+        yield f"{name} {version}"
+        if not needed.contains(version, prereleases=True):
+            wrong.append(f"{name} {version} is not {needed}: pip install '{requirement}'")
+    if wrong:
+        raise Unwell("; ".join(wrong))
+
+
+def machine() -> Iterator[str]:
+    """Device, threads, and what half precision costs here."""
+    import torch
+
+    if torch.cuda.is_available():
+        yield f"device cuda: {torch.cuda.get_device_name()}"
+    else:
+        yield f"device cpu ({torch.backends.cpu.get_cpu_capability()})"
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    yield f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, OMP_WAIT_POLICY {policy}"
+    took_s = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        row, weights = torch.ones(1, 384, dtype=dtype), torch.ones(384, 1024, dtype=dtype)
+        row @ weights  # the first call also sets up
+        start_s = time.perf_counter()
+        for _ in range(200):
+            row @ weights
+        took_s[dtype] = time.perf_counter() - start_s
+    ratio = took_s[torch.bfloat16] / took_s[torch.float32]
+    yield f"bfloat16 takes {ratio:.1f} times as long as float32 on the CPU, one row times a matrix"
+
+
+def hashes(data: Path = DATA) -> Iterator[str]:
+    """Every file named in SHA256SUMS is there and unaltered."""
+    sums = data / "SHA256SUMS"
+    if not sums.is_file():
+        raise Unwell(f"{sums} is missing: restore it, or write it with --write-sums")
+    wrong, listed = [], sums.read_text(encoding="utf-8").splitlines()
+    for line in listed:
+        expected, _, name = line.partition("  ")
+        if not (data / name).is_file():
+            wrong.append(f"data/{name} is missing")
+        elif _sha256(data / name) != expected:
+            wrong.append(f"data/{name} differs from its sum in SHA256SUMS")
+    yield f"data: {len(listed) - len(wrong)} of {len(listed)} files as published"
+    if wrong:
+        raise Unwell("; ".join(wrong) + ": restore with git checkout -- data")
+
+
+def write_sums(data: Path = DATA) -> int:
+    """Writes SHA256SUMS over the published files and returns their number."""
+    apart = {data / "README.md", data / "SHA256SUMS"}
+    files = [path for path in sorted(data.rglob("*")) if path.is_file() and path not in apart]
+    files = [path for path in files if not path.name.startswith(".") and path.suffix != ".tmp"]
+    lines = [f"{_sha256(path)}  {path.relative_to(data).as_posix()}\n" for path in files]
+    (data / "SHA256SUMS").write_text("".join(lines), encoding="utf-8", newline="\n")
+    return len(files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decoding() -> Iterator[str]:
+    """The embedded pair decodes greedily what its target alone decodes, token for token."""
+    import specnb as sn
+
+    pair = sn.load_pair()
+    picture = sn.scenes.examples("caption", 1, seed=0)[0].image
+    prompt, limit = "Describe the picture.", 48
+    start_s = time.perf_counter()
+    run = sn.speculative(
+        pair, prompt, image=picture, drafter=sn.Chain(5), max_new_tokens=limit, seed=0
+    )
+    took_s = time.perf_counter() - start_s
+    base = sn.autoregressive(pair.target, prompt, image=picture, max_new_tokens=limit)
+    yield f"{run.text!r}"
+    yield f"{len(run.token_ids)} tokens in {took_s:.1f} s"
+    yield f"block efficiency {run.metrics.block_efficiency:.2f} tokens per target call"
+    ours, theirs = list(run.token_ids), list(base.token_ids)
+    if ours != theirs:
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        first = next((at for at, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+        raise Unwell(f"speculative decoding leaves the target's own text at token {first}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints every check; 0 when all is well, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m specnb.doctor")
+    parser.add_argument("--write-sums", action="store_true", help="renew data/SHA256SUMS")
+    if parser.parse_args(argv).write_sums:
+        print(f"{write_sums()} files in data/SHA256SUMS")
+        return 0
+    reasons = []
+    for check in (versions, machine, hashes, decoding):
+        try:
+            for line in check():
+                print(line)
+        except Unwell as reason:
+            reasons.append(str(reason))
+        except Exception as error:  # a doctor that crashes has found something, too
+            reasons.append(f"{check.__name__}: {type(error).__name__}: {error}")
+    for reason in reasons:
+        print(f"wrong: {reason}", file=sys.stderr)
+    print("something is wrong" if reasons else "all is well")
+    return int(bool(reasons))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The exact law of a decoding method: every outcome of the production code, enumerated.
+
+Nothing is re-implemented here. The production loop runs with `Draws` replaced by an enumerator
+that follows one path of random choices at a time and notes the choices not yet taken.
+"""
+
+import copy
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from specnb.decode import next_block
+from specnb.drafters import Drafter
+from specnb.models.table import TableModel
+from specnb.sampling import Draws, Sampling
+
+
+@dataclass(frozen=True)
+class Law:
+    """A joint law of n tokens, and what was walked to find it.
+
+    `outcomes` counts walked events by name: ("accepted", depth, draw), ("rejected", depth, draw),
+    ("bonus",), ("correction",), ("drafted", length); a draw is counted from 0 among its siblings.
+    `mass` is 1 up to rounding.
+    """
+
+    probs: Float64[Tensor, "*vocab"]
+    outcomes: Counter = field(repr=False)
+    mass: float
+
+
+class Enumerator(Draws):
+    """Stands in for `Draws`: takes scripted branches, then the first one of each new choice."""
+
+    def __init__(self, script: Sequence[int] = ()):
+        self.script = list(script)
+        self.taken: list[int] = []
+        self.open: list[list[int]] = []  # scripts of the branches not taken
+        self.prob = 1.0
+
+    def _choose(self, options: Sequence[tuple[object, float]]):
+        """One of (value, probability > 0); the others are noted the first time round."""
+        place = len(self.taken)
+        if place < len(self.script):
+            branch = self.script[place]
+        else:
+            branch = 0
+            self.open += [[*self.taken, other] for other in range(1, len(options))]
+        self.taken.append(branch)
+        value, prob = options[branch]
+        self.prob *= prob
+        return value
+
+    def accept(self, prob: float) -> tuple[bool, float]:
+        options = [(True, prob), (False, 1.0 - prob)]
+        return self._choose([option for option in options if option[1] > 0.0]), float("nan")
+
+    def categorical(self, probs: Tensor) -> int:
+        return self._choose([(i, p) for i, p in enumerate(probs.tolist()) if p > 0.0])
+
+    def without_replacement(self, probs: Tensor, k: int) -> Tensor:
+        rows = []
+        for row in probs.tolist():
+            taken: list[int] = []
+            for _ in range(k):
+                left = 1.0 - sum(row[i] for i in taken)
+                options = [(i, p / left) for i, p in enumerate(row) if p > 0 and i not in taken]
+                if not options:
+                    break
+                total = sum(p for _, p in options)  # guards the last draw against rounding
+                taken.append(self._choose([(i, p / total) for i, p in options]))
+            rows.append(taken + [-1] * (k - len(taken)))
+        return torch.tensor(rows)
+
+    def gumbel(self, shape):
+        raise TypeError("continuous noise cannot be enumerated: test this drafter by sampling")
+
+
+def law(
+    target: TableModel,
+    draft: TableModel | None,
+    drafter: Drafter,
+    sampling: Sampling,
+    n_tokens: int,
+    prompt: Sequence[int] = (0,),
+    draft_sampling: Sampling | None = None,
+    clip: bool = False,
+) -> Law:
+    """The exact joint law of the first `n_tokens` of `speculative` on table models.
+
+    Goes block by block; equal (text, drafter state) are merged. Unclipped blocks may run past
+    `n_tokens`, the surplus is marginalised; `clip=True` shortens drafts as `max_new_tokens` does.
+    """
+    context = target.open(list(prompt))
+    drafting = drafter.start(draft, list(prompt), None, draft_sampling or sampling)
+    frontier = {((), drafting.state): (1.0, context, drafting)}
+    probs = torch.zeros((target.vocab_size,) * n_tokens, dtype=torch.float64)
+    outcomes: Counter = Counter()
+    shared = {id(model): model for model in (target, draft, drafter, sampling, draft_sampling)}
+    while frontier:
+        grown: dict = defaultdict(lambda: [0.0, None, None])
+        for (text, _), (mass, context, drafting) in frontier.items():
+            max_depth = n_tokens - len(text) - 1 if clip else 1 << 20
+            scripts: list[list[int]] = [[]]
+            while scripts:
+                draws = Enumerator(scripts.pop())
+                fork_context, fork_drafting = copy.deepcopy((context, drafting), dict(shared))
+                block = next_block(fork_context, fork_drafting, sampling, draws, max_depth)
+                scripts += draws.open
+                _count(outcomes, block)
+                longer = text + block.token_ids
+                if len(longer) >= n_tokens:
+                    probs[longer[:n_tokens]] += mass * draws.prob
+                else:
+                    entry = grown[longer, fork_drafting.state]
+                    entry[0] += mass * draws.prob
+                    entry[1:] = fork_context, fork_drafting
+        frontier = grown
+    return Law(probs, outcomes, float(probs.sum()))
+
+
+def _count(outcomes: Counter, block) -> None:
+    depth = block.tree.depth
+    for node, look in block.outcome.examined:
+        draw = block.tree.draws_of(block.tree.parents[node]).index(node)
+        outcomes["accepted" if look.accepted else "rejected", depth[node], draw] += 1
+    outcomes[(block.outcome.final,)] += 1
+    outcomes["drafted", len(block.tree)] += 1
+
+
+def target_law(
+    target: TableModel, sampling: Sampling, n_tokens: int, prompt: Sequence[int] = (0,)
+) -> Float64[Tensor, "*vocab"]:
+    """The joint law of the target's next n tokens, by the chain rule: what `law` must equal."""
+    joint = torch.ones((), dtype=torch.float64)
+    texts: list[tuple[int, ...]] = [()]
+    for length in range(n_tokens):
+        rows = [sampling.probs(target.next_logits([*prompt, *text])) for text in texts]
+        joint = joint[..., None] * torch.stack(rows).view(*(target.vocab_size,) * (length + 1))
+        texts = [(*text, token) for text in texts for token in range(target.vocab_size)]
+    return joint
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Total variation distance, half the sum of absolute differences."""
+    return float((a - b).abs().sum() / 2)

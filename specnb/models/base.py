@@ -1,0 +1,195 @@
+"""What a model is to this package, and `Context`: one model on one prompt, owner of its cache."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from specnb.tree import ancestor_mask, depths, path_to
+
+
+class Scores(NamedTuple):
+    """Raw logits behind the last committed token, and behind each node of one forward call."""
+
+    root: Float[Tensor, " vocab"]
+    nodes: Float[Tensor, "nodes vocab"]
+
+
+class Model(Protocol):
+    """A language model, with or without eyes. Batch is 1, by decision."""
+
+    vocab_size: int
+    max_positions: int
+    n_parameters: int  # of the language model, tied weights once; tower and projector apart
+    eos_ids: Set[int]
+    tokenizer: Any
+    path: str
+    sees_images: bool
+
+    def chat(self, prompt: str, image: bool = False) -> str:
+        """The prompt inside the model's own template."""
+
+    def open(self, prompt: Any, image: Any = None) -> "Context":
+        """A context that has read the prompt but its last token."""
+
+    def piece(self, token_id: int) -> str:
+        """The text of one token, with the space that it carries."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of an answer, without special tokens."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and a drafter that speak the same tokens."""
+
+    target: Model
+    draft: Model | None = None
+
+    @property
+    def parameter_ratio(self) -> float | None:
+        """c = parameters of the drafter / parameters of the target's language model."""
+        return self.draft.n_parameters / self.target.n_parameters if self.draft else None
+
+    def describe(self) -> str:
+        """Both models with their sizes, in words."""
+        names = [("target", self.target), ("draft", self.draft)]
+        return "\n".join(
+            f"{role}: {model.path}, {model.n_parameters / 1e6:.2f} M parameters"
+            f"{', sees images' if model.sees_images else ''}"
+            for role, model in names
+            if model is not None
+        )
+
+
+class Context:
+    """Committed text plus the pending nodes of the current block, over some cache.
+
+    The cache holds one slot per fed token: `offset` image positions and the fed part of the
+    committed text first, then pending nodes in the order in which they were fed. Subclasses say
+    how to run tokens and how to keep slots; nobody else touches a cache.
+    """
+
+    def __init__(self, token_ids: Sequence[int], max_positions: int, offset: int = 0):
+        self.committed = list(token_ids)
+        self.offset = offset
+        self.max_positions = max_positions
+        self.fed = len(self.committed) - 1  # the subclass prefills all but the last token
+        self.pending_tokens: list[int] = []
+        self.pending_parents: list[int] = []
+        self._root: Tensor | None = None
+        self._nodes: list[Tensor] = []
+        self.forwards = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of text, prompt included, image positions not."""
+        return len(self.committed)
+
+    @property
+    def room(self) -> int:
+        """Positions left behind the committed text."""
+        return self.max_positions - self.offset - self.length
+
+    def _run(self, tokens: list[int], positions: list[int], visible: Tensor | None) -> Tensor:
+        """Feeds tokens into new slots and gives their logits [n, vocab].
+
+        `visible` is [n, slots] (all slots, the new ones too) or None for plain causal order.
+        """
+        raise NotImplementedError
+
+    def _keep(self, slots: list[int], n_before: int) -> None:
+        """Forgets all slots but the first `n_before` and those listed, in this order."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Sequence[int] = (), parents: Sequence[int] = ()) -> Scores:
+        """Adds pending nodes and gives logits for the root and the new nodes.
+
+        The first call after a commit also feeds what is committed but not yet fed, so one call
+        scores a whole tree. Parents count nodes since the last commit, -1 = last committed token.
+        """
+        if len(tokens) != len(parents):
+            raise ValueError(f"{len(tokens)} tokens with {len(parents)} parents: give one for each")
+        first = len(self.pending_tokens)
+        for offset, parent in enumerate(parents):
+            if not -1 <= parent < first + offset:
+                raise ValueError(f"parent {parent} of node {first + offset} is not an earlier node")
+        unfed = self.committed[self.fed :]
+        all_parents = self.pending_parents + list(parents)
+        depth = depths(all_parents)[first:]
+        positions = [self.offset + self.fed + i for i in range(len(unfed))]
+        positions += [self.offset + self.length - 1 + d for d in depth]
+        if unfed or tokens:
+            visible = self._visible(len(unfed), all_parents, first)
+            logits = self._run([*unfed, *tokens], positions, visible)
+            self.forwards += 1
+            if unfed:
+                self._root = logits[len(unfed) - 1]
+            nodes = logits[len(unfed) :]
+        else:
+            nodes = self._root.new_empty(0, self._root.shape[-1])
+        self.fed = self.length
+        self.pending_tokens += list(tokens)
+        self.pending_parents = all_parents
+        self._nodes += list(nodes)
+        return Scores(self._root, nodes)
+
+    def _visible(self, n_unfed: int, parents: list[int], first: int) -> Bool[Tensor, "n slots"] | None:
+        """Which slot may see which; None where that is plain causal order (a single chain)."""
+        if all(parent == node - 1 for node, parent in enumerate(parents)):
+            return None
+        n_prefix = self.offset + self.fed + n_unfed
+        n_new = len(parents) - first
+        mask = torch.zeros(n_unfed + n_new, n_prefix + len(parents), dtype=torch.bool)
+        for i in range(n_unfed):
+            mask[i, : self.offset + self.fed + i + 1] = True
+        mask[n_unfed:, :n_prefix] = True
+        mask[n_unfed:, n_prefix:] = ancestor_mask(parents)[first:]
+        return mask
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """The text goes on with these tokens.
+
+        Pending nodes on that path stay in the cache, all others are forgotten; tokens that were
+        never fed are fed with the next forward.
+        """
+        path, node = [], -1
+        for token in token_ids:
+            children = (
+                child
+                for child, parent in enumerate(self.pending_parents)
+                if parent == node and self.pending_tokens[child] == token
+            )
+            node = next(children, None)
+            if node is None:
+                break
+            path.append(node)
+        n_before = self.offset + self.fed
+        if self.pending_tokens:
+            self._keep([n_before + node for node in path], n_before)
+        if path and len(path) == len(token_ids):
+            self._root = self._nodes[path[-1]]  # everything is fed: these logits are the root's
+        self.committed += [int(token) for token in token_ids]
+        self.fed += len(path)
+        self.pending_tokens, self.pending_parents, self._nodes = [], [], []
+
+    def path(self, node: int) -> list[int]:
+        """Pending nodes from depth 1 down to `node`."""
+        return path_to(node, self.pending_parents)
+
+    def copy(self) -> "Context":
+        """A fork: both go on independently, the prompt is not read again."""
+        raise NotImplementedError
+
+    def _fork(self, other: "Context") -> "Context":
+        """Copies this class's bookkeeping to `other`."""
+        other.committed = list(self.committed)
+        other.pending_tokens = list(self.pending_tokens)
+        other.pending_parents = list(self.pending_parents)
+        other._nodes = list(self._nodes)
+        other._root, other.fed, other.offset = self._root, self.fed, self.offset
+        other.max_positions, other.forwards = self.max_positions, self.forwards
+        return other

@@ -1,0 +1,98 @@
+"""Toy language models given by a table of logits: small enough to enumerate, exact in float64."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from specnb.models.base import Context
+
+
+class TableModel:
+    """The next token's logits depend on the last `order` tokens: `logits[vocab ** order, vocab]`.
+
+    A context shorter than `order` is read as if it began with zeros.
+    """
+
+    sees_images = False
+    tokenizer = None
+
+    def __init__(
+        self,
+        logits: Float[Tensor, "contexts vocab"],
+        eos_ids: Sequence[int] = (),
+        max_positions: int = 1 << 20,
+    ):
+        contexts, self.vocab_size = logits.shape
+        self.order = 0
+        while self.vocab_size**self.order < contexts:
+            self.order += 1
+        if self.vocab_size**self.order != contexts:
+            raise ValueError(
+                f"logits of shape {tuple(logits.shape)}: the first size must be a power of the last"
+            )
+        self.logits = logits.double()
+        self.eos_ids, self.max_positions = frozenset(eos_ids), max_positions
+        self.n_parameters, self.path = logits.numel(), "table"
+
+    @staticmethod
+    def random(vocab_size: int, order: int = 1, seed: int = 0, spread: float = 1.5) -> "TableModel":
+        """A random law; `spread` is the standard deviation of its logits."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (vocab_size**order, vocab_size)
+        return TableModel(spread * torch.randn(shape, generator=generator, dtype=torch.float64))
+
+    def next_logits(self, tokens: Sequence[int]) -> Float[Tensor, " vocab"]:
+        """The logits behind a text."""
+        row = 0
+        for token in ([0] * self.order + list(tokens))[len(tokens) :]:
+            row = row * self.vocab_size + token
+        return self.logits[row]
+
+    def chat(self, prompt, image: bool = False):
+        return prompt
+
+    def piece(self, token_id: int) -> str:
+        return f"{token_id} "
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+    def open(self, prompt: Sequence[int], image=None) -> "TableContext":
+        """A context on a prompt of token ids."""
+        if image is not None:
+            raise ValueError("image: a table model sees no images, leave it out")
+        if not prompt or not all(0 <= token < self.vocab_size for token in prompt):
+            raise ValueError(f"prompt={prompt!r}: give ids in 0..{self.vocab_size - 1}")
+        return TableContext(self, prompt)
+
+
+class TableContext(Context):
+    """The cache is the list of fed tokens; a token's logits come from the slots that it sees."""
+
+    def __init__(self, model: TableModel, prompt: Sequence[int]):
+        super().__init__(prompt, model.max_positions)
+        self.model = model
+        self.slots = list(prompt[:-1])
+
+    def _run(self, tokens, positions, visible):
+        first = len(self.slots)
+        self.slots += tokens
+        rows = []
+        for index in range(len(tokens)):
+            if visible is None:
+                seen = self.slots[: first + index + 1]
+            else:
+                seen = [self.slots[i] for i in visible[index].nonzero().flatten().tolist()]
+            rows.append(self.model.next_logits(seen))
+        return torch.stack(rows)
+
+    def _keep(self, slots, n_before):
+        self.slots = self.slots[:n_before] + [self.slots[slot] for slot in slots]
+
+    def copy(self) -> "TableContext":
+        other = self._fork(copy.copy(self))
+        other.slots = list(self.slots)
+        return other

@@ -1,0 +1,114 @@
+"""How logits become probabilities, and the only source of randomness in decoding."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature, then top-k, then top-p, in the order of transformers. Temperature 0 is greedy.
+
+    top_k = 0 and top_p = 1.0 switch the respective filter off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature={self.temperature}: give a finite number >= 0 (0 is greedy decoding)"
+            )
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise ValueError(f"top_k={self.top_k}: give a whole number >= 0 (0 keeps every token)")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p={self.top_p}: give a number in (0, 1] (1 keeps every token)")
+
+    def probs(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """The law that tokens are drawn from; float32, or float64 where the logits are.
+
+        Temperature 0 gives a one-hot row (ties go to the lowest id).
+        """
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        if self.temperature == 0.0:
+            best = logits.argmax(dim=-1, keepdim=True)  # the first of equals
+            return torch.zeros_like(logits).scatter_(-1, best, 1.0)
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < kth, -math.inf)
+        if self.top_p < 1.0:
+            ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+            mass = ranked.softmax(dim=-1)
+            above = mass.cumsum(dim=-1) - mass  # what the more probable tokens hold
+            drop = (above >= self.top_p).scatter(-1, order, above >= self.top_p)
+            logits = logits.masked_fill(drop, -math.inf)
+        return logits.softmax(dim=-1)
+
+
+def residual(
+    target_probs: Float[Tensor, " vocab"], draft_probs: Float[Tensor, " vocab"]
+) -> Float[Tensor, " vocab"]:
+    """The law of the token after a rejection: norm(max(0, target - draft)).
+
+    Leviathan et al. 2211.17192, section 2.3. Where the two laws are equal nothing is left of it;
+    a rejection can then only come from rounding, and the target's own law is the right one.
+    """
+    rest = (target_probs - draft_probs).clamp_min(0.0)
+    mass = rest.sum()
+    return rest / mass if mass > 0 else target_probs
+
+
+class Draws:
+    """All random decisions of one decoding run, from a generator of its own.
+
+    The global generator is never touched. `specnb.exact` puts an enumerator in this place that
+    walks every outcome, so decoding must make each random choice by one of these four calls.
+    """
+
+    def __init__(self, seed: int = 0):
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self._generator, dtype=torch.float64)
+
+    def accept(self, prob: float) -> tuple[bool, float]:
+        """True with probability `prob`, and the uniform number in [0, 1) that decided it."""
+        uniform = self._uniform().item()
+        return uniform < prob, uniform
+
+    def categorical(self, probs: Float[Tensor, " vocab"]) -> int:
+        """One token id drawn from `probs`; never one of probability 0."""
+        mass = probs.double().cumsum(dim=-1)
+        total = mass[-1]
+        if not (0 < total < math.inf):
+            raise ValueError(f"probabilities sum to {total.item()}: there is nothing to draw from")
+        point = self._uniform().to(mass.device) * total
+        index = torch.searchsorted(mass, point, right=True)  # first entry that exceeds the point
+        last = torch.searchsorted(mass, total)  # rounding may carry the point up to the total
+        return int(torch.minimum(index, last))
+
+    def without_replacement(
+        self, probs: Float[Tensor, "nodes vocab"], k: int
+    ) -> Int[Tensor, "nodes k"]:
+        """k distinct ids per row in draw order; -1 where fewer than k have probability > 0.
+
+        Gumbel top-k (Kool et al. 1903.06059): the k largest perturbed log-probabilities in
+        descending order are a sequence of draws without replacement.
+        """
+        k_possible = min(k, probs.shape[-1])
+        scores = probs.double().log() + self.gumbel(tuple(probs.shape)).to(probs.device)
+        values, ids = scores.topk(k_possible, dim=-1)
+        ids = ids.masked_fill(values == -math.inf, -1)
+        return torch.nn.functional.pad(ids, (0, k - k_possible), value=-1)
+
+    def gumbel(self, shape: tuple[int, ...]) -> Float[Tensor, "*shape"]:
+        """Independent standard Gumbel numbers (float64)."""
+        exponential = torch.empty(shape, dtype=torch.float64)
+        return -exponential.exponential_(generator=self._generator).log()
