@@ -27,9 +27,7 @@ class Drafting(Protocol):
 class Drafter(Protocol):
     """Frozen settings of a drafter."""
 
-    def start(
-        self, draft: Model | None, prompt: Any, image: Any, sampling: Sampling
-    ) -> Drafting:
+    def start(self, draft: Model | None, prompt: Any, image: Any, sampling: Sampling) -> Drafting:
         """The drafting of one run. `sampling` is the law that drafts are drawn from."""
 
 

@@ -4,19 +4,25 @@ Nothing is re-implemented here. The production loop runs with `Draws` replaced b
 that follows one path of random choices at a time and notes the choices not yet taken.
 """
 
+from __future__ import annotations
+
 import copy
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from specnb.decode import next_block
 from specnb.drafters import Drafter
 from specnb.models.table import TableModel
 from specnb.sampling import Draws, Sampling
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
+    from jaxtyping import Float64
 
 
 @dataclass(frozen=True)

@@ -179,5 +179,3 @@ def cost_speedup(record: Record) -> float | None:
     if record.plain_step_s is None or seconds <= 0:
         return None
     return len(record.token_ids) * record.plain_step_s / seconds
-
-

@@ -1,11 +1,17 @@
 """How logits become probabilities, and the only source of randomness in decoding."""
 
+from __future__ import annotations
+
 import math
+import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,17 @@
 """The draft tree: what a drafter hands to the verifier. A chain is a tree with single children."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
+    from jaxtyping import Bool, Float
 
 
 def depths(parents: Sequence[int]) -> list[int]:

@@ -1,13 +1,19 @@
 """Recursive rejection sampling: which drafted tokens the target keeps, and what it says instead."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from jaxtyping import Float
 from torch import Tensor
 
 from specnb.sampling import Draws, residual
 from specnb.tree import DraftTree
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
 """What a model is to this package, and `Context`: one model on one prompt, owner of its cache."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from specnb.tree import ancestor_mask, depths, path_to
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
+    from jaxtyping import Bool, Float
 
 
 class Scores(NamedTuple):
@@ -32,7 +37,7 @@ class Model(Protocol):
     def chat(self, prompt: str, image: bool = False) -> str:
         """The prompt inside the model's own template."""
 
-    def open(self, prompt: Any, image: Any = None) -> "Context":
+    def open(self, prompt: Any, image: Any = None) -> Context:
         """A context that has read the prompt but its last token."""
 
     def piece(self, token_id: int) -> str:
@@ -137,7 +142,9 @@ class Context:
         self._nodes += list(nodes)
         return Scores(self._root, nodes)
 
-    def _visible(self, n_unfed: int, parents: list[int], first: int) -> Bool[Tensor, "n slots"] | None:
+    def _visible(
+        self, n_unfed: int, parents: list[int], first: int
+    ) -> Bool[Tensor, "n slots"] | None:
         """Which slot may see which; None where that is plain causal order (a single chain)."""
         if all(parent == node - 1 for node, parent in enumerate(parents)):
             return None
@@ -180,11 +187,11 @@ class Context:
         """Pending nodes from depth 1 down to `node`."""
         return path_to(node, self.pending_parents)
 
-    def copy(self) -> "Context":
+    def copy(self) -> Context:
         """A fork: both go on independently, the prompt is not read again."""
         raise NotImplementedError
 
-    def _fork(self, other: "Context") -> "Context":
+    def _fork(self, other: Context) -> Context:
         """Copies this class's bookkeeping to `other`."""
         other.committed = list(self.committed)
         other.pending_tokens = list(self.pending_tokens)

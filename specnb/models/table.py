@@ -1,13 +1,19 @@
 """Toy language models given by a table of logits: small enough to enumerate, exact in float64."""
 
+from __future__ import annotations
+
 import copy
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from specnb.models.base import Context
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
+    from jaxtyping import Float
 
 
 class TableModel:
@@ -38,7 +44,7 @@ class TableModel:
         self.n_parameters, self.path = logits.numel(), "table"
 
     @staticmethod
-    def random(vocab_size: int, order: int = 1, seed: int = 0, spread: float = 1.5) -> "TableModel":
+    def random(vocab_size: int, order: int = 1, seed: int = 0, spread: float = 1.5) -> TableModel:
         """A random law; `spread` is the standard deviation of its logits."""
         generator = torch.Generator().manual_seed(seed)
         shape = (vocab_size**order, vocab_size)
@@ -60,7 +66,7 @@ class TableModel:
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
 
-    def open(self, prompt: Sequence[int], image=None) -> "TableContext":
+    def open(self, prompt: Sequence[int], image=None) -> TableContext:
         """A context on a prompt of token ids."""
         if image is not None:
             raise ValueError("image: a table model sees no images, leave it out")
@@ -92,7 +98,7 @@ class TableContext(Context):
     def _keep(self, slots, n_before):
         self.slots = self.slots[:n_before] + [self.slots[slot] for slot in slots]
 
-    def copy(self) -> "TableContext":
+    def copy(self) -> TableContext:
         other = self._fork(copy.copy(self))
         other.slots = list(self.slots)
         return other

@@ -1,6 +1,6 @@
 """The picture world: scenes, pictures, texts, and reading texts back into facts."""
 
-from specnb.scenes.grammar import parse, score, statements
+from specnb.scenes.grammar import attribute_of, parse, score, statements
 from specnb.scenes.tasks import TASKS, Example, example, examples, is_right
 from specnb.scenes.world import Scene, Thing, blank, random_scene, render
 
@@ -9,6 +9,7 @@ __all__ = [
     "Example",
     "Scene",
     "Thing",
+    "attribute_of",
     "blank",
     "example",
     "examples",

@@ -42,7 +42,9 @@ def place(rng: random.Random, cell: int) -> str:
     """A phrase for a cell, as in "in the top left" or "on the left at the top"."""
     row, column = cell // 3, _COLUMN_WORDS[cell % 3]
     if cell == 4:
-        return pick(rng, (("in the very center", 4), ("right in the center", 3), ("at the center", 3)))
+        return pick(
+            rng, (("in the very center", 4), ("right in the center", 3), ("at the center", 3))
+        )
     row_word = pick(rng, _ROW_WORDS[row])
     if row_word in ("upper", "lower"):
         return f"in the {row_word} {column}"
@@ -51,7 +53,10 @@ def place(rng: random.Random, cell: int) -> str:
     elif column == "center":
         long = (f"at the {row_word} in the center", 2.5), (f"in the center at the {row_word}", 2)
     else:
-        long = (f"at the {row_word} on the {column}", 2.5), (f"on the {column} at the {row_word}", 2)
+        long = (
+            (f"at the {row_word} on the {column}", 2.5),
+            (f"on the {column} at the {row_word}", 2),
+        )
     return pick(rng, ((f"in the {row_word} {column}", 4), *long))
 
 
@@ -59,7 +64,9 @@ def noun(rng: random.Random, thing: Thing, opinion: bool = True) -> str:
     """An article and the thing's words, as in "a lovely small red house"; size may be left out."""
     words = []
     if opinion:
-        words.append(pick(rng, (("", 3), ("lovely", 2), ("nice", 1.6), ("pretty", 1.4), ("fine", 1.2))))
+        words.append(
+            pick(rng, (("", 3), ("lovely", 2), ("nice", 1.6), ("pretty", 1.4), ("fine", 1.2)))
+        )
     if rng.random() < 0.75:
         words.append(pick(rng, SIZE_WORDS[thing.size]))
     words += [thing.colour, thing.kind]
@@ -115,7 +122,12 @@ def caption(scene: Scene, rng: random.Random) -> str:
         sentences.append(sentence(_mention(rng, thing, index) + tail))
     if not tells_count:
         sentences.append(
-            sentence(pick(rng, ((f"that makes {counted} in all", 3), (f"in all there {verb} {counted}", 2))))
+            sentence(
+                pick(
+                    rng,
+                    ((f"that makes {counted} in all", 3), (f"in all there {verb} {counted}", 2)),
+                )
+            )
         )
     closings = list(_CLOSINGS)
     for odds in ((1.0, 1.0), (0.8, 0.2), (0.4, 0.0), (0.05, 0.0))[len(things) - 1]:
@@ -128,7 +140,9 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 def _mention(rng: random.Random, thing: Thing, index: int) -> str:
     where, what = place(rng, thing.cell), noun(rng, thing)
-    stands = pick(rng, (("is", 4), ("stands", 3), ("rests", 2), ("can be found", 2), ("waits", 1.4)))
+    stands = pick(
+        rng, (("is", 4), ("stands", 3), ("rests", 2), ("can be found", 2), ("waits", 1.4))
+    )
     also = "" if index == 0 else pick(rng, (("", 3), ("also ", 1.8), ("then ", 1.2)))
     return pick(
         rng,
@@ -318,3 +332,20 @@ def score(text: str, scene: Scene) -> dict[str, dict[str, int]]:
         table["count"]["right"] += facts.count == len(scene.things)
     return table
 
+
+def attribute_of(word: str) -> str | None:
+    """Which attribute of a picture a word tells: colour, kind, count, size or place; else None.
+
+    These are the words that need eyes. Everything else is called a function word here.
+    """
+    word = word.strip().lower()
+    for attribute, words in (
+        ("colour", COLOURS),
+        ("kind", _KIND_OF),
+        ("count", COUNTS),
+        ("size", _SIZE_OF),
+        ("place", (*_ROW_OF, "middle", "left", "center", "right", "above", "below")),
+    ):
+        if word in words:
+            return attribute
+    return None

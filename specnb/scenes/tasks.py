@@ -20,7 +20,6 @@ from specnb.scenes.grammar import (
     plural,
     relation,
     score,
-    sentence,
     statements,
 )
 from specnb.scenes.grammar import caption as write_caption
@@ -248,57 +247,102 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
     "house": (
         "Which thing in the picture gives people shelter?",
         (
-            ("A house has walls and a roof. They keep out wind and rain, so people can live inside.", 4),
-            ("People need shelter. Walls and a roof keep the rain outside and the warm air inside.", 3),
+            (
+                "A house has walls and a roof. They keep out wind and rain, so people can live inside.",
+                4,
+            ),
+            (
+                "People need shelter. Walls and a roof keep the rain outside and the warm air inside.",
+                3,
+            ),
         ),
     ),
     "tree": (
         "Which thing in the picture makes wood?",
         (
-            ("A tree is a plant with a trunk of wood. Its leaves use light to make food from air and water.", 4),
-            ("Plants with a trunk grow a new ring of wood every year. Their roots take water from the ground.", 3),
+            (
+                "A tree is a plant with a trunk of wood. Its leaves use light to make food from air and water.",
+                4,
+            ),
+            (
+                "Plants with a trunk grow a new ring of wood every year. Their roots take water from the ground.",
+                3,
+            ),
         ),
     ),
     "boat": (
         "Which thing in the picture is made to float?",
         (
-            ("A boat pushes water aside. The water pushes back, and this force carries the boat.", 4),
-            ("Things float when they weigh less than the water they push aside. A hollow hull does that.", 3),
+            (
+                "A boat pushes water aside. The water pushes back, and this force carries the boat.",
+                4,
+            ),
+            (
+                "Things float when they weigh less than the water they push aside. A hollow hull does that.",
+                3,
+            ),
         ),
     ),
     "fish": (
         "Which thing in the picture can breathe under water?",
         (
-            ("A fish breathes with gills. Water flows through them, and they take the oxygen out of it.", 4),
-            ("Animals need oxygen. Gills take oxygen from water in the same way that lungs take it from air.", 3),
+            (
+                "A fish breathes with gills. Water flows through them, and they take the oxygen out of it.",
+                4,
+            ),
+            (
+                "Animals need oxygen. Gills take oxygen from water in the same way that lungs take it from air.",
+                3,
+            ),
         ),
     ),
     "star": (
         "Which thing in the picture shines by its own light?",
         (
-            ("A star is a hot ball of gas. Deep inside it hydrogen turns into helium and sets light free.", 4),
+            (
+                "A star is a hot ball of gas. Deep inside it hydrogen turns into helium and sets light free.",
+                4,
+            ),
             ("Planets only send back light. Stars are so hot that they make their own light.", 3),
         ),
     ),
     "balloon": (
         "Which thing in the picture can rise into the air?",
         (
-            ("A balloon is filled with a light gas. The heavy air around it sinks and lifts it up.", 4),
-            ("A gas that weighs less than air rises. That is why a string must hold such a thing down.", 3),
+            (
+                "A balloon is filled with a light gas. The heavy air around it sinks and lifts it up.",
+                4,
+            ),
+            (
+                "A gas that weighs less than air rises. That is why a string must hold such a thing down.",
+                3,
+            ),
         ),
     ),
     "car": (
         "Which thing in the picture has an engine?",
         (
-            ("A car has an engine that turns its wheels. The wheels push against the road and move it.", 4),
-            ("An engine turns fuel into motion. Tires need friction with the road to push ahead.", 3),
+            (
+                "A car has an engine that turns its wheels. The wheels push against the road and move it.",
+                4,
+            ),
+            (
+                "An engine turns fuel into motion. Tires need friction with the road to push ahead.",
+                3,
+            ),
         ),
     ),
     "flower": (
         "Which thing in the picture makes seeds?",
         (
-            ("A flower attracts bees. They carry pollen to the next one, and then seeds can grow.", 4),
-            ("Plants make seeds after pollen has reached them. Insects carry it from one to the next.", 3),
+            (
+                "A flower attracts bees. They carry pollen to the next one, and then seeds can grow.",
+                4,
+            ),
+            (
+                "Plants make seeds after pollen has reached them. Insects carry it from one to the next.",
+                3,
+            ),
         ),
     ),
 }
@@ -320,7 +364,10 @@ def _science(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     explanation = pick(
         rng,
         (
-            (f"The {thing.kind} in the picture is {thing.colour} and {size}. You find it {where}.", 4),
+            (
+                f"The {thing.kind} in the picture is {thing.colour} and {size}. You find it {where}.",
+                4,
+            ),
             (f"In the picture there is a {size} {thing.colour} {thing.kind} {where}.", 3),
             (f"We can see the {thing.kind} {where}. It is {size} and {thing.colour}.", 2),
             (f"Look {where} and you see a {size} {thing.colour} {thing.kind}.", 1.5),

@@ -7,7 +7,7 @@ guessed from another one: what a text-only drafter gets right, it gets right by 
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image, ImageDraw
 
@@ -107,7 +107,7 @@ def blank(size: int = PICTURE_SIZE) -> Image.Image:
     return Image.new("RGB", (size, size), (127, 127, 127))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _background(name: str, size: int) -> Image.Image:
     side = size * 4
     picture = Image.new("RGB", (side, side))
@@ -141,7 +141,7 @@ def _background(name: str, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.LANCZOS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sprite(kind: str, colour: str, size: str, picture_size: int) -> Image.Image:
     """One thing with transparent surroundings, as large as it stands in the picture."""
     side = round((28 if size == "big" else 17) * picture_size / PICTURE_SIZE)

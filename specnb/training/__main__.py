@@ -12,8 +12,12 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m specnb.training", description=__doc__)
     parser.add_argument("what", choices=("tokenizer", "target", "drafter"))
-    parser.add_argument("--work", type=Path, default=Path("runs/training"), help="checkpoints, metrics")
-    parser.add_argument("--out", type=Path, default=DATA / "models", help="where finished models go")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/training"), help="checkpoints, metrics"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DATA / "models", help="where finished models go"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
     options = parser.parse_args()

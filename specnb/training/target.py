@@ -29,6 +29,12 @@ LOOKUP = Stage("lookup", steps=500, batch=64, lr=1e-3, final=0.3)
 MIX = Stage("mix", steps=2800, batch=48, lr=1e-3, warmup=100, final=0.05)
 DEEP = Stage("deep", steps=200, batch=48, lr=2e-4, warmup=30)
 SHALLOW_LAYERS, LAYERS = 4, 8
+CHAT_TEMPLATE = (  # the shape of LLaVA-1.5's: USER: <image> text ASSISTANT: answer
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:"
+    "{% else %} {{ message['content'][0]['text'] }}</s>{% endif %}{% endfor %}"
+)
 MIX_WEIGHTS = {"caption": 0.46, "conversation": 0.26, "science": 0.16, "lookup": 0.12}
 
 
@@ -145,7 +151,10 @@ def align_stage(model, tokenizer, folder: Path, device: str) -> None:
         return loss, {"kl": (loss - entropy).item()}
 
     trained = nn.ModuleDict(
-        {"projector": model.model.multi_modal_projector, "embed": model.model.language_model.embed_tokens}
+        {
+            "projector": model.model.multi_modal_projector,
+            "embed": model.model.language_model.embed_tokens,
+        }
     )
     train(ALIGN, trained, loss_of, folder)
 
@@ -205,9 +214,6 @@ def save(model, tokenizer, folder: Path) -> None:
     """bf16 weights, config, tokenizer and processor: a plain transformers folder."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
-    template = (
-        "USER: {{ '<image>\\n' if image else '' }}{{ prompt }} ASSISTANT:"  # how `chat` fills it
-    )
     processor = LlavaProcessor(
         CLIPImageProcessor(
             size={"height": 96, "width": 96},
@@ -220,7 +226,7 @@ def save(model, tokenizer, folder: Path) -> None:
         vision_feature_select_strategy="default",
         image_token=IMAGE,
         num_additional_image_tokens=1,
-        chat_template=template,
+        chat_template=CHAT_TEMPLATE,
     )
     bf16 = copy.deepcopy(model).to(torch.bfloat16)
     bf16.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -1,0 +1,1 @@
+"""Measurements: `python -m specnb.bench {quality,exactness} [--json FILE]`."""

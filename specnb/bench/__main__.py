@@ -1,0 +1,30 @@
+"""Command line of the measurements; every figure of README and cards comes from here."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+SUBJECTS = ("quality", "exactness")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m specnb.bench", description=__doc__)
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--target", default="", help="folder or hub id; default: the embedded one")
+    parser.add_argument("--draft", default="")
+    parser.add_argument("--n", type=int, default=0, help="items per task; default: the full size")
+    options = parser.parse_args()
+    subject = importlib.import_module(f"specnb.bench.{options.subject}")
+    figures = subject.measure(target=options.target, draft=options.draft, n=options.n)
+    print(subject.table(figures))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if not figures.get("passed", True):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
