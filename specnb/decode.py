@@ -103,7 +103,7 @@ def speculative(
         "draft_sampling": repr(draft_sampling or sampling),
         "max_new_tokens": max_new_tokens,
         "seed": seed,
-        "prompt": prompt,
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
         "target": pair.target.path,
         "draft": pair.draft.path if pair.draft else None,
     }

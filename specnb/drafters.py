@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -12,6 +12,7 @@ from specnb.stopping import FixedLength, StoppingRule
 from specnb.tree import DraftTree, empty_tree
 
 
+@runtime_checkable
 class Drafting(Protocol):
     """A drafter at work on one prompt; owns its contexts and all of its state."""
 
@@ -24,6 +25,7 @@ class Drafting(Protocol):
         """The text goes on with these tokens, the first `n_accepted` of them drafted."""
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """Frozen settings of a drafter."""
 

@@ -73,11 +73,10 @@ class Enumerator(Draws):
         for row in probs.tolist():
             taken: list[int] = []
             for _ in range(k):
-                left = 1.0 - sum(row[i] for i in taken)
-                options = [(i, p / left) for i, p in enumerate(row) if p > 0 and i not in taken]
+                options = [(i, p) for i, p in enumerate(row) if p > 0 and i not in taken]
                 if not options:
                     break
-                total = sum(p for _, p in options)  # guards the last draw against rounding
+                total = sum(p for _, p in options)  # of what is left
                 taken.append(self._choose([(i, p / total) for i, p in options]))
             rows.append(taken + [-1] * (k - len(taken)))
         return torch.tensor(rows)

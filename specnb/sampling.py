@@ -30,7 +30,7 @@ class Sampling:
             raise ValueError(
                 f"temperature={self.temperature}: give a finite number >= 0 (0 is greedy decoding)"
             )
-        if self.top_k < 0 or self.top_k != int(self.top_k):
+        if not 0 <= self.top_k < math.inf or self.top_k != int(self.top_k):
             raise ValueError(f"top_k={self.top_k}: give a whole number >= 0 (0 keeps every token)")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p}: give a number in (0, 1] (1 keeps every token)")
@@ -47,7 +47,7 @@ class Sampling:
             return torch.zeros_like(logits).scatter_(-1, best, 1.0)
         logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
-            kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            kth = logits.topk(int(self.top_k), dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -math.inf)
         if self.top_p < 1.0:
             ranked, order = logits.sort(dim=-1, descending=True, stable=True)

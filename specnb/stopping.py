@@ -5,11 +5,12 @@ A rule must not see the drawn token: a token dropped because of itself would cha
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class RuleState(Protocol):
     """A rule at work in one run."""
 
@@ -23,6 +24,7 @@ class RuleState(Protocol):
         """Takes in how a block went."""
 
 
+@runtime_checkable
 class StoppingRule(Protocol):
     """Frozen settings of a rule."""
 

@@ -64,9 +64,9 @@ def verify(
         for child in tree.draws_of(node):
             draft_probs, token = tree.probs[child], tree.tokens[child]
             declared = float(draft_probs[token])
-            if declared <= 0.0:
+            if not declared > 0.0:  # NaN, too
                 raise ValueError(f"node {child}: token {token} was drawn with probability 0")
-            accept_prob = min(1.0, float(target_probs[token]) / declared)
+            accept_prob = min(float(target_probs[token]) / declared, 1.0)  # NaN stays NaN
             accepted, uniform = draws.accept(accept_prob)
             examined.append((child, Examined(accept_prob, uniform, accepted)))
             if accepted:

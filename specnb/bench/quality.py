@@ -293,5 +293,3 @@ def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
     import pandas as pd
 
     return float(pd.Series(a).rank().corr(pd.Series(b).rank()))
-
-

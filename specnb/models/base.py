@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from specnb.tree import ancestor_mask, depths, path_to
+from specnb.tree import ancestor_mask, depths
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ class Scores(NamedTuple):
     nodes: Float[Tensor, "nodes vocab"]
 
 
+@runtime_checkable
 class Model(Protocol):
     """A language model, with or without eyes. Batch is 1, by decision."""
 
@@ -183,13 +184,12 @@ class Context:
         self.fed += len(path)
         self.pending_tokens, self.pending_parents, self._nodes = [], [], []
 
-    def path(self, node: int) -> list[int]:
-        """Pending nodes from depth 1 down to `node`."""
-        return path_to(node, self.pending_parents)
-
     def copy(self) -> Context:
         """A fork: both go on independently, the prompt is not read again."""
         raise NotImplementedError
+
+    def __deepcopy__(self, memo) -> Context:
+        return self.copy()  # a fork shares the model, and cache tensors that nobody writes to
 
     def _fork(self, other: Context) -> Context:
         """Copies this class's bookkeeping to `other`."""

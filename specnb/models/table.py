@@ -72,6 +72,11 @@ class TableModel:
             raise ValueError("image: a table model sees no images, leave it out")
         if not prompt or not all(0 <= token < self.vocab_size for token in prompt):
             raise ValueError(f"prompt={prompt!r}: give ids in 0..{self.vocab_size - 1}")
+        if len(prompt) > self.max_positions:
+            raise ValueError(
+                f"prompt: it has {len(prompt)} tokens, the table model reads at most "
+                f"{self.max_positions}; shorten it"
+            )
         return TableContext(self, prompt)
 
 

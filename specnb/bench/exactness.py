@@ -1,0 +1,215 @@
+"""Is the output provably the target's? Exact laws, greedy equality, and a sampled law.
+
+Greedy rows are kept in `runs/bench/`, so that a run that was stopped goes on; they are tied to
+the weights that they were measured on.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+from tqdm.auto import tqdm
+
+import specnb as sn
+from specnb import exact
+from specnb.decode import next_block
+from specnb.models import TableModel
+from specnb.scenes import TASKS, examples
+
+KEPT = Path("runs/bench")
+N_PROMPTS, N_SAMPLED, N_CONTROL = 200, 20_000, 2_000
+MAX_NEW_TOKENS = 110
+
+
+def laws() -> dict:
+    """Largest difference between `exact.law` and the target's law over a grid of table models."""
+    worst, n = 0.0, 0
+    for vocab_size, draft_length in ((2, 3), (3, 3), (4, 2), (5, 2)):
+        target = TableModel.random(vocab_size, seed=1)
+        for draft in (TableModel.random(vocab_size, seed=2), target):
+            for sampling in (
+                sn.Sampling(0.0),
+                sn.Sampling(0.5, top_p=0.8),
+                sn.Sampling(1.0, top_k=2),
+                sn.Sampling(1.7),
+            ):
+                for clip in (False, True):
+                    drafter = sn.Chain(draft_length)
+                    law = exact.law(target, draft, drafter, sampling, 3, clip=clip)
+                    difference = law.probs - exact.target_law(target, sampling, 3)
+                    worst, n = max(worst, float(difference.abs().max())), n + 1
+    return {"laws": n, "largest_difference": worst}
+
+
+def greedy(pair: sn.Pair, n: int, name: str) -> dict:
+    """Speculative, plain, and transformers' `generate`, token for token, on n prompts per task."""
+    kept = KEPT / f"exactness-{name}.jsonl"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {(row["task"], row["index"]) for row in rows}
+    with kept.open("a") as file:
+        for task in TASKS:
+            for index, item in enumerate(tqdm(examples(task, n, 0), desc=f"greedy {task}")):
+                if (task, index) in done:
+                    continue
+                image = item.image if pair.target.sees_images else None
+                run = sn.speculative(pair, item.prompt, image, max_new_tokens=MAX_NEW_TOKENS)
+                plain = sn.autoregressive(
+                    pair.target, item.prompt, image, max_new_tokens=MAX_NEW_TOKENS
+                )
+                peer = generate(pair.target, item.prompt, image)
+                rows.append(
+                    {
+                        "task": task,
+                        "index": index,
+                        "plain": run.token_ids == plain.token_ids,
+                        "generate": run.token_ids == peer,
+                        "tokens": len(run.token_ids),
+                        "calls": len(run.blocks),
+                    }
+                )
+                file.write(json.dumps(rows[-1]) + "\n")
+                file.flush()
+    rows = [row for row in rows if row["index"] < n]
+    return {
+        "prompts": len(rows),
+        "equal_to_plain": sum(row["plain"] for row in rows),
+        "equal_to_generate": sum(row["generate"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "target_calls": sum(row["calls"] for row in rows),
+    }
+
+
+def generate(model, prompt: str, image, max_new_tokens: int = MAX_NEW_TOKENS) -> tuple[int, ...]:
+    """Greedy output of transformers' own `generate`, end token included."""
+    ids, pixels = model.encode(prompt, image)
+    extra = {} if pixels is None else {"pixel_values": pixels.to(model.device, model.module.dtype)}
+    room = model.max_positions - len(ids)
+    output = model.module.generate(
+        input_ids=torch.tensor([ids], device=model.device),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+        do_sample=False,
+        max_new_tokens=min(max_new_tokens, room + 1),
+        **extra,
+    )
+    return tuple(output[0, len(ids) :].tolist())
+
+
+def second_token(pair: sn.Pair, n: int, temperature: float = 1.0, seed: int = 0) -> dict:
+    """Chi-square of the second sampled token against the law from the target's own logits.
+
+    The text is forced up to "In the", so that the two tokens counted from there say a place: the
+    drafter must guess, and the residual matters. All runs are forks of one prefilled context.
+    p-value by the chi-square law; cells with fewer than five expected counts are pooled.
+    """
+    item = max(examples("caption", 20, seed), key=lambda item: len(item.scene.things))
+    image = item.image if pair.target.sees_images else None
+    sampling = sn.Sampling(temperature)
+    context = pair.target.open(item.prompt, image)
+    drafting = sn.Chain(2).start(pair.draft, item.prompt, image, sampling)
+    forced = pair.target.tokenizer.encode(
+        f" {item.answer.split('.')[0]}. In the", add_special_tokens=False
+    )
+    context.commit(forced)
+    drafting.commit(forced, 0)
+    context.forward()
+    drafting.context.forward()
+    expected = _second_law(context, sampling)
+    counts: Counter = Counter()
+    draws = sn.Draws(seed)
+    for _ in tqdm(range(n), desc="second token", leave=False, mininterval=2):
+        fork, draft_fork = copy.deepcopy((context, drafting), {id(pair.draft): pair.draft})
+        text: tuple[int, ...] = ()
+        while len(text) < 2:
+            text += next_block(fork, draft_fork, sampling, draws, 8).token_ids
+        counts[text[1]] += 1
+    statistic, cells = _chi_square(counts, expected, n)
+    return {"runs": n, "chi_square": statistic, "cells": cells, "p_value": _tail(statistic, cells)}
+
+
+def _second_law(context, sampling) -> torch.Tensor:
+    """P(second token), summed over every first token that has a probability at all."""
+    first = sampling.probs(context.forward().root).double()
+    total = torch.zeros_like(first)
+    for token in (first > 1e-9).nonzero().flatten().tolist():
+        fork = context.copy()
+        fork.commit([token])
+        total += first[token] * sampling.probs(fork.forward().root).double()
+    return total / total.sum()
+
+
+def _chi_square(counts: Counter, law: torch.Tensor, n: int) -> tuple[float, int]:
+    """Pearson's statistic and its number of cells; small cells are pooled into one."""
+    expected = law * n
+    large = [i for i in range(len(law)) if expected[i] >= 5]
+    cells = [(counts[i], float(expected[i])) for i in large]
+    rest = n - sum(seen for seen, _ in cells), n - sum(wanted for _, wanted in cells)
+    if rest[1] >= 5:
+        cells.append(rest)
+    elif cells:  # too small for a cell of its own: joins the smallest one
+        smallest = min(range(len(cells)), key=lambda i: cells[i][1])
+        cells[smallest] = (cells[smallest][0] + rest[0], cells[smallest][1] + rest[1])
+    return sum((seen - wanted) ** 2 / wanted for seen, wanted in cells), len(cells)
+
+
+def _tail(statistic: float, cells: int) -> float:
+    """P(chi-square with cells - 1 degrees of freedom > statistic)."""
+    half = torch.tensor([(cells - 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+@contextmanager
+def planted_bug():
+    """After a rejection the target's own law instead of the residual: the usual mistake."""
+    with mock.patch("specnb.verify.residual", lambda target_probs, draft_probs: target_probs):
+        yield
+
+
+def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
+    """All figures; `n` prompts per task instead of 200 (and n x 100 sampled runs)."""
+    pair = sn.load_pair(target, draft)
+    weights = b"".join(
+        Path(model.path, "model.safetensors").read_bytes()
+        for model in (pair.target, pair.draft)
+        if Path(model.path, "model.safetensors").is_file()
+    )
+    name = hashlib.sha256(weights + pair.target.path.encode()).hexdigest()[:12]
+    figures = {"laws": laws(), "greedy": greedy(pair, n or N_PROMPTS, name)}
+    figures["second_token"] = second_token(pair, n * 100 if n else N_SAMPLED)
+    with planted_bug():
+        figures["planted_bug"] = second_token(pair, min(N_CONTROL, n * 100) if n else N_CONTROL)
+    rows = figures["greedy"]
+    figures["passed"] = bool(
+        figures["laws"]["largest_difference"] < 1e-12
+        and rows["equal_to_plain"] == rows["equal_to_generate"] == rows["prompts"]
+        and figures["second_token"]["p_value"] > 1e-4
+        and figures["planted_bug"]["p_value"] < 1e-4
+    )
+    return figures
+
+
+def table(figures: dict) -> str:
+    """The figures as text."""
+    law, rows = figures["laws"], figures["greedy"]
+    lines = [
+        f"exact laws: {law['laws']} methods x laws, largest difference "
+        f"{law['largest_difference']:.1e} (bar 1e-12)",
+        f"greedy: {rows['equal_to_plain']}/{rows['prompts']} equal to plain decoding, "
+        f"{rows['equal_to_generate']}/{rows['prompts']} equal to transformers' generate "
+        f"({rows['tokens']} tokens in {rows['target_calls']} target calls)",
+    ]
+    for key, name in (("second_token", "second token"), ("planted_bug", "with a planted bug")):
+        row = figures[key]
+        lines.append(
+            f"sampled, {name}: {row['runs']} runs, chi-square {row['chi_square']:.1f} over "
+            f"{row['cells']} cells, p = {row['p_value']:.2g}"
+        )
+    lines.append("passed" if figures["passed"] else "NOT passed")
+    return "\n".join(lines)

@@ -1,0 +1,22 @@
+"""Pictures of a `Record`: `tokens` (HTML), `svg` (static), and plotly figures in `plots`.
+
+`views.tokens` and `views.svg` are the functions, not the modules of the same names. plotly is
+loaded with the first use of `views.plots`, so that the strip alone costs nothing.
+"""
+
+import importlib
+
+from specnb.views.svg import svg
+from specnb.views.tokens import TokenStrip, tokens
+
+__all__ = ["TokenStrip", "plots", "svg", "tokens"]
+
+
+def __getattr__(name: str):
+    if name == "plots":
+        return importlib.import_module("specnb.views.plots")
+    raise AttributeError(f"module 'specnb.views' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,205 @@
+"""Figures of runs and of the closed forms; every function gives a `go.Figure` back.
+
+Colours are Okabe and Ito's; markers, dashes and patterns say the same without colour.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+import plotly.graph_objects as go
+
+from specnb import theory
+from specnb.record import Record
+from specnb.views.look import cut
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
+PATTERNS = ("", "/", "x")
+Records = Record | Iterable[Record] | Mapping[str, Record | Iterable[Record]]
+
+
+def _figure(title: str, x: str, y: str) -> go.Figure:
+    """An empty figure in the house style, readable from the back of a room."""
+    figure = go.Figure()
+    figure.update_layout(
+        template="simple_white",
+        title={"text": title, "font": {"size": 19}, "x": 0.02},
+        font={"size": 15, "family": "DejaVu Sans, Arial, sans-serif"},
+        height=440,
+        margin={"l": 80, "r": 30, "t": 70, "b": 70},
+        legend={"bgcolor": "rgba(255,255,255,0.8)"},
+        xaxis={"title": {"text": x}},
+        yaxis={"title": {"text": y}, "showgrid": True, "gridcolor": "#dddddd"},
+    )
+    return figure
+
+
+def _groups(records: Records) -> dict[str, list[Record]]:
+    """Runs by name: one run, several pooled ones, or named groups to be held side by side."""
+    named = records if isinstance(records, Mapping) else {"": records}
+    return {name: [r] if isinstance(r, Record) else list(r) for name, r in named.items()}
+
+
+def _interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, share = 1.96, successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def acceptance_by_position(records: Records) -> go.Figure:
+    """Per position in the draft: blocks with an accepted token there / with an examined one.
+
+    Runs given together are pooled; a mapping gives one line per name. Bars are Wilson's 95 %
+    intervals, as if blocks were independent.
+    """
+    figure = _figure("Acceptance by position", "position in the draft", "acceptance rate")
+    for index, (name, runs) in enumerate(_groups(records).items()):
+        seen: dict[int, set] = {}
+        kept: dict[int, set] = {}
+        for number, run in enumerate(runs):
+            for row in run.tokens:
+                if row.verdict in ("accepted", "rejected"):
+                    seen.setdefault(row.depth, set()).add((number, row.block))
+                if row.verdict == "accepted":
+                    kept.setdefault(row.depth, set()).add((number, row.block))
+        depths = sorted(seen)
+        counts = [(len(kept.get(depth, ())), len(seen[depth])) for depth in depths]
+        shares = [k / n for k, n in counts]
+        spans = [_interval(k, n) for k, n in counts]
+        figure.add_scatter(
+            x=depths,
+            y=shares,
+            error_y={
+                "array": [high - y for (_, high), y in zip(spans, shares, strict=True)],
+                "arrayminus": [y - low for (low, _), y in zip(spans, shares, strict=True)],
+            },
+            customdata=[n for _, n in counts],
+            hovertemplate="position %{x}: %{y:.3f} of %{customdata} examined<extra></extra>",
+            **_line(index, name),
+        )
+    figure.update_yaxes(range=[0, 1.05])
+    figure.update_xaxes(dtick=1)
+    return figure
+
+
+def _line(index: int, name: str) -> dict[str, Any]:
+    colour = COLOURS[index % len(COLOURS)]
+    return {
+        "name": html.escape(name),
+        "showlegend": bool(name),
+        "mode": "lines+markers",
+        "line": {"color": colour, "dash": DASHES[index % len(DASHES)], "width": 2.5},
+        "marker": {"color": colour, "symbol": MARKERS[index % len(MARKERS)], "size": 10},
+    }
+
+
+def entropy_against_acceptance(records: Records, bins: int = 8) -> go.Figure:
+    """Draft entropy against accept probability of every examined token, with means of bins.
+
+    Bins hold equally many tokens (fewer bins where entropies are tied). All runs are pooled.
+    """
+    figure = _figure(
+        "Where the drafter is unsure, less is accepted",
+        "draft entropy (nats)",
+        "accept probability",
+    )
+    figure.update_layout(title_text="Draft entropy against accept probability")
+    runs = [run for group in _groups(records).values() for run in group]
+    points = sorted(
+        (row.draft_entropy, row.accept_prob)
+        for run in runs
+        for row in run.tokens
+        if row.verdict in ("accepted", "rejected")
+    )
+    means = [
+        (fmean(x), fmean(y)) for x, y in (zip(*cell, strict=True) for cell in _bins(points, bins))
+    ]
+    grey = {"color": "#767676", "size": 6, "opacity": 0.45}
+    figure.add_scatter(
+        x=[x for x, _ in points], y=[y for _, y in points], mode="markers", marker=grey,
+        name="examined tokens",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[x for x, _ in means], y=[y for _, y in means], **_line(1, "mean of a bin")
+    )
+    figure.update_yaxes(range=[-0.03, 1.05])
+    return figure
+
+
+def _bins(points: Sequence[tuple[float, float]], bins: int) -> list[list[tuple[float, float]]]:
+    """Sorted points in at most `bins` cells of about equal size; ties stay in one cell."""
+    cells: list[list[tuple[float, float]]] = []
+    size = max(1.0, len(points) / bins)
+    for index, point in enumerate(points):
+        tied = bool(cells) and cells[-1][-1][0] == point[0]
+        if not cells or (index >= size * len(cells) and not tied):
+            cells.append([])
+        cells[-1].append(point)
+    return cells
+
+
+def block_efficiency_curve(
+    draft_lengths: Sequence[int], measured: Sequence[float], acceptance_rate: float | None = None
+) -> go.Figure:
+    """Measured block efficiency by draft length, beside (1 - a^(g+1)) / (1 - a).
+
+    Without `acceptance_rate`, a is the one that fits the measured points best (least squares).
+    """
+    lengths, values = list(draft_lengths), list(measured)
+    if not lengths or len(lengths) != len(values):
+        raise ValueError(
+            f"{len(lengths)} draft lengths, {len(values)} measured: give one value per length"
+        )
+    rate, word = acceptance_rate, "at"
+    if rate is None:
+        word = "fitted:"
+
+        def error(a: float) -> float:
+            pairs = zip(lengths, values, strict=True)
+            return sum((theory.expected_tokens(a, g) - value) ** 2 for g, value in pairs)
+
+        rate = min((step / 1000 for step in range(1001)), key=error)
+    figure = _figure("Block efficiency by draft length", "draft length", "tokens per target call")
+    figure.add_scatter(x=lengths, y=values, **_line(0, "measured"))
+    steps = list(range(max(lengths) + 1))
+    figure.add_scatter(
+        x=steps,
+        y=[theory.expected_tokens(rate, g) for g in steps],
+        **_line(1, f"closed form, {word} acceptance {rate:.3f}"),
+    )
+    figure.update_traces(mode="markers", selector={"name": "measured"})
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def speedup_curve(
+    acceptance_rates: float | Sequence[float], cost_ratio: float, longest: int = 16
+) -> go.Figure:
+    """Expected speed-up over plain decoding by draft length, its best length as a large marker.
+
+    `cost_ratio` = time of a draft forward / of a target forward (theorem 3.8 of 2211.17192).
+    """
+    rates = [acceptance_rates] if isinstance(acceptance_rates, float) else list(acceptance_rates)
+    figure = _figure(
+        f"Expected speed-up, a draft step costs {cost_ratio:g} of a target step",
+        "draft length",
+        "speed-up over plain decoding",
+    )
+    lengths = list(range(longest + 1))
+    for index, rate in enumerate(rates):
+        line = _line(index, f"acceptance {rate:g}")
+        gains = [theory.walltime_improvement(rate, length, cost_ratio) for length in lengths]
+        best = theory.optimal_draft_length(rate, cost_ratio, longest)
+        line["marker"]["size"] = [15 if length == best else 6 for length in lengths]
+        figure.add_scatter(x=lengths, y=gains, **line)
+    figure.add_hline(y=1.0, line={"color": "#555555", "width": 1.5, "dash": "dot"})
+    figure.update_yaxes(rangemode="tozero")
+    return figure

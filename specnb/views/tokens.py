@@ -1,0 +1,190 @@
+"""A run as a strip of tokens: static HTML from a `Record`, without script or network."""
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from specnb.record import EMITTED, Record, TokenRow
+from specnb.views.look import CARD, LOOKS, by_block, cut, number, summary, visible
+
+# Dark themes of JupyterLab, Colab and VS Code. Not the system's preference: an exported page is
+# light whatever the reader's system prefers.
+_DARK = ':is([data-jp-theme-light="false"],html[theme="dark"],.vscode-dark) '
+_CSS = """
+.snb-tokens{position:relative;box-sizing:border-box;max-width:1100px;margin:4px 0;padding:12px;
+ border:1px solid;border-radius:6px;font:15px/1.4 system-ui,"DejaVu Sans",sans-serif;
+ text-align:left;white-space:normal;direction:ltr;letter-spacing:normal}
+.snb-tokens *{box-sizing:border-box}
+.snb-title{font-weight:bold;margin-right:1em}
+.snb-legend{display:flex;flex-wrap:wrap;gap:4px 14px;margin:8px 0;font-size:13px}
+.snb-strip{max-height:26em;overflow:auto;padding:3px;display:flex;flex-wrap:wrap;gap:7px 8px}
+.snb-block{display:flex;flex-wrap:wrap;align-items:flex-end;gap:3px;max-width:100%;
+ border:1px solid #8a8a8a;border-radius:5px;padding:3px}
+.snb-flow{gap:3px}.snb-flow .snb-block{display:contents}
+.snb-number{font-size:12px;align-self:center;padding:0 3px;font-weight:bold}
+.snb-flow .snb-number{display:none}
+.snb-column{display:flex;flex-direction:column;justify-content:space-between;gap:3px;
+ align-self:stretch;align-items:center;font-size:13px}
+.snb-column>:last-child{margin-top:auto}
+.snb-t{display:inline-block;border:1px solid;border-radius:4px;padding:0 4px;cursor:default;
+ max-width:100%;overflow-wrap:anywhere}
+.snb-double{border-width:3px;line-height:1.14}
+.snb-text{font-family:"DejaVu Sans Mono",Menlo,Consolas,monospace;font-size:14px;
+ unicode-bidi:isolate;white-space:pre-wrap}
+.snb-sign{font-size:12px;margin-right:3px;font-weight:bold}
+s.snb-text{text-decoration:line-through}
+.snb-t:hover{box-shadow:0 0 0 1px}
+.snb-t:focus{outline:3px solid #0072b2;outline-offset:1px}
+.snb-rest,.snb-tip{height:12.4em;margin-top:8px;padding:6px 10px;border-radius:4px;font-size:14px;
+ border:1px solid #8a8a8a;line-height:1.4}
+.snb-rest{border-style:dashed}
+.snb-tip{display:none;position:absolute;left:12px;right:12px;bottom:12px;overflow:auto}
+.snb-t:focus>.snb-tip{display:block;z-index:1}
+.snb-t:hover>.snb-tip{display:block;z-index:2}
+.snb-laws{display:grid;grid-template-columns:repeat(auto-fit,minmax(215px,1fr));gap:2px 28px;
+ margin-top:5px}
+.snb-head{font-weight:bold;border-bottom:1px solid #8a8a8a}
+.snb-pair{display:flex;justify-content:space-between;gap:8px}
+.snb-pair>:first-child{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.snb-pair>:last-child{font-variant-numeric:tabular-nums}
+@media print{.snb-rest{display:none}.snb-strip{max-height:none}}
+"""
+
+
+def _style() -> str:
+    rules = [_CSS]
+    for theme, scope in (("light", ""), ("dark", _DARK)):
+        ink, ground, rim = CARD[theme]
+        rules.append(f"{scope}.snb-tokens{{color:{ink};background:{ground};border-color:{rim}}}")
+        rules.append(f"{scope}.snb-tokens .snb-tip{{color:{ink};background:{ground}}}")
+        for verdict, look in LOOKS.items():
+            ink, ground, rim = getattr(look, theme)
+            line = "" if scope else f";border-style:{look.line}"
+            rules.append(
+                f"{scope}.snb-tokens .snb-{verdict}"
+                f"{{color:{ink};background:{ground};border-color:{rim}{line}}}"
+            )
+    return f"<style>{''.join(rules)}</style>".replace("\n", "")
+
+
+@dataclass(frozen=True)
+class TokenStrip:
+    """A finished strip; a notebook shows it as a cell's last value."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def to_file(self, path: str | Path) -> Path:
+        """Writes the strip as a page of its own and gives its path back."""
+        page = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Tokens</title>'
+        Path(path).write_text(f"{page}</head><body>{self.html}</body></html>", encoding="utf-8")
+        return Path(path)
+
+
+def tokens(
+    record: Record, *, title: str | None = None, blocks: bool = True, compare: bool = False
+) -> TokenStrip:
+    """The run as tokens with their verdicts; pointing at one, or tabbing to it, shows its laws.
+
+    `blocks=False` leaves out the frames around the blocks. `compare=True` writes each block in
+    two lines: above what was drafted, below what the target made of it, position by position.
+    """
+    name = html.escape(title or "Decoding, token by token")
+    seen = {row.verdict for row in record.tokens}
+    legend = "".join(
+        f'<div><span class="snb-t snb-{verdict} snb-{look.line}">{look.sign} {verdict}</span> '
+        f"{look.meaning}</div>"
+        for verdict, look in LOOKS.items()
+        if verdict in seen
+    )
+    strip = "".join(_block(record, *block, compare) for block in by_block(record))
+    flow = "" if blocks else " snb-flow"
+    return TokenStrip(
+        f'<div class="snb-tokens" role="group" aria-label="{name}">{_style()}'
+        f'<div><span class="snb-title">{name}</span><span>{summary(record)}</span></div>'
+        f'<div class="snb-legend">{legend}</div>'
+        f'<div class="snb-strip{flow}">{strip}</div>'
+        '<div class="snb-rest">Point at a token, or step to it with the Tab key: what target and '
+        "draft thought of it is shown here.</div></div>"
+    )
+
+
+def _block(record: Record, index: int, rows: list[TokenRow], compare: bool) -> str:
+    kept = sum(row.verdict == "accepted" for row in rows)
+    emitted = sum(row.verdict in EMITTED for row in rows)
+    drafted = sum(row.node >= 0 for row in rows)
+    label = f"block {index + 1}: {drafted} drafted, {kept} accepted, {emitted} emitted"
+    cells = "".join(_token(record, row) for row in rows)
+    if compare:
+        cells = '<div class="snb-column" aria-hidden="true"><span>draft</span><span>target</span>'
+        cells += "</div>"
+        for depth in sorted({row.depth for row in rows}):
+            here = [row for row in rows if row.depth == depth]
+            above = "".join(_token(record, row) for row in here if row.node >= 0)
+            below = "".join(_token(record, row) for row in here if row.node < 0)
+            below += "".join(
+                f'<span class="snb-t snb-accepted" aria-hidden="true">{_piece(row)}</span>'
+                for row in here
+                if row.verdict == "accepted"
+            )
+            cells += f'<div class="snb-column">{above}<div>{below or "&nbsp;"}</div></div>'
+    return (
+        f'<div class="snb-block" role="group" aria-label="{label}">'
+        f'<span class="snb-number" title="{label}">{index + 1}</span>{cells}</div>'
+    )
+
+
+def _piece(row: TokenRow) -> str:
+    tag = "s" if row.verdict == "rejected" else "span"
+    return f'<{tag} class="snb-text">{html.escape(cut(row.text))}</{tag}>'
+
+
+def _token(record: Record, row: TokenRow) -> str:
+    look = LOOKS[row.verdict]
+    words = [f"“{visible(row.text)}” {row.verdict}", f"target {number(row.target_prob)}"]
+    if row.draft_prob is not None:
+        words.append(f"draft {number(row.draft_prob)}")
+    if row.accept_prob is not None:
+        words.append(f"accept probability {number(row.accept_prob)}")
+    return (
+        f'<div class="snb-t snb-{row.verdict} snb-{look.line}" role="img" tabindex="0" '
+        f'aria-label="{html.escape(", ".join(words))}">'
+        f'<span class="snb-sign">{look.sign}</span>{_piece(row)}{_tip(record, row)}</div>'
+    )
+
+
+def _tip(record: Record, row: TokenRow) -> str:
+    """The panel of one token. `hidden` keeps it shut where a viewer strips the style sheet."""
+    look = LOOKS[row.verdict]
+    facts = [
+        ("target probability", row.target_prob),
+        ("draft probability", row.draft_prob),
+        ("accept probability", row.accept_prob),
+        ("uniform number", row.uniform),
+        ("draft entropy (nats)", row.draft_entropy),
+    ]
+    columns = [("this token", [(name, value) for name, value in facts])]
+    for name, top in (("target", row.target_top), ("draft", row.draft_top)):
+        law = [(visible(record.token_texts.get(i, f"#{i}")), prob) for i, prob in top]
+        columns.append((f"{name}, top five", law or [("no law here", None)]))
+    laws = "".join(
+        f'<div><div class="snb-head">{name}</div>'
+        + "".join(
+            f'<div class="snb-pair"><bdi>{html.escape(text)}</bdi><span>{number(value)}</span></div>'
+            for text, value in lines
+        )
+        + "</div>"
+        for name, lines in columns
+    )
+    decided = ""
+    if row.accept_prob is not None and row.uniform is not None:
+        sign = "&lt;" if row.uniform < row.accept_prob else "≥"
+        decided = f": {row.uniform:.4f} {sign} {row.accept_prob:.4f}"
+    return (
+        '<div class="snb-tip" hidden>'
+        f'<bdi class="snb-text"><b>{html.escape(visible(row.text))}</b></bdi> '
+        f"{look.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
+        f'{look.meaning}{decided}<div class="snb-laws">{laws}</div></div>'
+    )
