@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specnb.scenes import TASKS, Example, example
+from specnb.scenes.grammar import COUNTS, place
 from specnb.scenes.tasks import ASSISTANT_TURN, USER_TURN
 from specnb.scenes.world import Scene
 
@@ -100,6 +102,26 @@ def lookup(seed: int) -> Example:
     return Example("lookup", item.image, prompt, answer, item.scene)
 
 
+def listing(seed: int) -> Example:
+    """All things of a scene as facts alone: a caption without its function words."""
+    rng = random.Random(f"listing {seed}")
+    item = example("caption", seed)
+    things = list(item.scene.things)
+    rng.shuffle(things)
+    parts = [f"{t.size} {t.colour} {t.kind} {place(rng, t.cell)}" for t in things]
+    answer = f"{COUNTS[len(things) - 1]}: {'. '.join(parts)}."
+    return Example("listing", item.image, "List.", answer, item.scene)
+
+
+def question(seed: int) -> Example:
+    """The last question of a conversation without the turns before it."""
+    item = example("conversation", seed)
+    return replace(item, task="question", prompt=item.prompt.rsplit(USER_TURN, 1)[-1])
+
+
+EXERCISES = {"lookup": lookup, "listing": listing, "question": question}
+
+
 def batches(
     tokenizer, weights: dict[str, float], size: int, start: int, image: bool, group: int = 4
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -113,7 +135,8 @@ def batches(
         for index in range(size * group):
             name = rng.choices(names, odds)[0]
             seed = TRAINING_SEED * 1_000_000 + 50_000 + pool_index * size * group + index
-            items.append(lookup(seed) if name == "lookup" else example(name, seed))
+            write = EXERCISES.get(name)
+            items.append(write(seed) if write else example(name, seed))
         rows = [(item, *token_ids(item, tokenizer, image)) for item in items]
         rows.sort(key=lambda row: len(row[1]))
         chunks = [rows[i * size : (i + 1) * size] for i in range(group)]

@@ -1,7 +1,7 @@
 """The embedded target: a LLaVA of 8 layers x 384 that sees, trained in stages.
 
-Tower on cell labels, projector on words, short look-ups with the tower frozen (this is where
-place is bound to facts), then all tasks; the text model is trained shallow and grown by identity
+Tower on cell labels, projector on words, short look-ups with the tower frozen, all tasks, then
+dense exercises (this is where place is bound to facts) and all tasks again; the text model is trained shallow and grown by identity
 blocks at the end, which changes no logit, and trained on at its full depth.
 """
 
@@ -26,8 +26,11 @@ from specnb.training.loop import Stage, train
 TOWER = Stage("tower", steps=1200, batch=64, lr=2e-3)
 ALIGN = Stage("align", steps=250, batch=48, lr=2e-3)
 LOOKUP = Stage("lookup", steps=500, batch=64, lr=1e-3, final=0.3)
-MIX = Stage("mix", steps=2800, batch=48, lr=1e-3, warmup=100, final=0.05)
-DEEP = Stage("deep", steps=200, batch=48, lr=2e-4, warmup=30)
+FIRST_MIX = Stage("mix", steps=2800, batch=48, lr=1e-3, warmup=100, final=0.05, stop=970)
+BIND = Stage("bind", steps=900, batch=64, lr=1e-3, warmup=30, final=0.4, data=4_000)
+MAIN = Stage("main", steps=1100, batch=48, lr=7e-4, warmup=50, final=0.03, data=8_000)
+DEEP = Stage("deep", steps=200, batch=48, lr=2e-4, warmup=30, data=12_000)
+BIND_WEIGHTS = {"listing": 0.45, "lookup": 0.2, "question": 0.35}
 SHALLOW_LAYERS, LAYERS = 4, 8
 CHAT_TEMPLATE = (  # the shape of LLaVA-1.5's: USER: <image> text ASSISTANT: answer
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
@@ -167,7 +170,7 @@ def text_stage(stage: Stage, weights, model, tokenizer, folder: Path, device: st
     def loss_of(step):
         nonlocal stream, at
         if step != at:
-            stream = batches(tokenizer, weights, stage.batch, step, image=True)
+            stream = batches(tokenizer, weights, stage.batch, stage.data + step, image=True)
         at = step + 1
         ids, labels, images = (tensor.to(device) for tensor in next(stream))
         return answer_loss(model, ids, labels, images)
@@ -241,7 +244,9 @@ def train_target(tokenizer, work: Path, out: Path, device: str = "cpu") -> None:
     model.model.vision_tower.requires_grad_(False)
     align_stage(model, tokenizer, work, device)
     text_stage(LOOKUP, {"lookup": 1.0}, model, tokenizer, work, device)
-    text_stage(MIX, MIX_WEIGHTS, model, tokenizer, work, device)
+    text_stage(FIRST_MIX, MIX_WEIGHTS, model, tokenizer, work, device)
+    text_stage(BIND, BIND_WEIGHTS, model, tokenizer, work, device)
+    text_stage(MAIN, MIX_WEIGHTS, model, tokenizer, work, device)
     model = grow(model, tokenizer, LAYERS).to(device)
     text_stage(DEEP, MIX_WEIGHTS, model, tokenizer, work, device)
     save(model, tokenizer, out)

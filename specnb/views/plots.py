@@ -1,7 +1,4 @@
-"""Figures of runs and of the closed forms; every function gives a `go.Figure` back.
-
-Colours are Okabe and Ito's; markers, dashes and patterns say the same without colour.
-"""
+"""Figures of runs and of the closed forms; every function gives a `go.Figure` back."""
 
 from __future__ import annotations
 
@@ -12,32 +9,16 @@ from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
+import torch
+from torch import Tensor
 
 from specnb import theory
 from specnb.record import Record
+from specnb.sampling import residual
+from specnb.views.house import bars_of, figure_of, line_of
 from specnb.views.look import cut
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
-PATTERNS = ("", "/", "x")
 Records = Record | Iterable[Record] | Mapping[str, Record | Iterable[Record]]
-
-
-def _figure(title: str, x: str, y: str) -> go.Figure:
-    """An empty figure in the house style, readable from the back of a room."""
-    figure = go.Figure()
-    figure.update_layout(
-        template="simple_white",
-        title={"text": title, "font": {"size": 19}, "x": 0.02},
-        font={"size": 15, "family": "DejaVu Sans, Arial, sans-serif"},
-        height=440,
-        margin={"l": 80, "r": 30, "t": 70, "b": 70},
-        legend={"bgcolor": "rgba(255,255,255,0.8)"},
-        xaxis={"title": {"text": x}},
-        yaxis={"title": {"text": y}, "showgrid": True, "gridcolor": "#dddddd"},
-    )
-    return figure
 
 
 def _groups(records: Records) -> dict[str, list[Record]]:
@@ -60,7 +41,7 @@ def acceptance_by_position(records: Records) -> go.Figure:
     Runs given together are pooled; a mapping gives one line per name. Bars are Wilson's 95 %
     intervals, as if blocks were independent.
     """
-    figure = _figure("Acceptance by position", "position in the draft", "acceptance rate")
+    figure = figure_of("Acceptance by position", "position in the draft", "acceptance rate")
     for index, (name, runs) in enumerate(_groups(records).items()):
         seen: dict[int, set] = {}
         kept: dict[int, set] = {}
@@ -83,22 +64,11 @@ def acceptance_by_position(records: Records) -> go.Figure:
             },
             customdata=[n for _, n in counts],
             hovertemplate="position %{x}: %{y:.3f} of %{customdata} examined<extra></extra>",
-            **_line(index, name),
+            **line_of(index, name),
         )
     figure.update_yaxes(range=[0, 1.05])
     figure.update_xaxes(dtick=1)
     return figure
-
-
-def _line(index: int, name: str) -> dict[str, Any]:
-    colour = COLOURS[index % len(COLOURS)]
-    return {
-        "name": html.escape(name),
-        "showlegend": bool(name),
-        "mode": "lines+markers",
-        "line": {"color": colour, "dash": DASHES[index % len(DASHES)], "width": 2.5},
-        "marker": {"color": colour, "symbol": MARKERS[index % len(MARKERS)], "size": 10},
-    }
 
 
 def entropy_against_acceptance(records: Records, bins: int = 8) -> go.Figure:
@@ -106,12 +76,9 @@ def entropy_against_acceptance(records: Records, bins: int = 8) -> go.Figure:
 
     Bins hold equally many tokens (fewer bins where entropies are tied). All runs are pooled.
     """
-    figure = _figure(
-        "Where the drafter is unsure, less is accepted",
-        "draft entropy (nats)",
-        "accept probability",
+    figure = figure_of(
+        "Draft entropy against accept probability", "draft entropy (nats)", "accept probability"
     )
-    figure.update_layout(title_text="Draft entropy against accept probability")
     runs = [run for group in _groups(records).values() for run in group]
     points = sorted(
         (row.draft_entropy, row.accept_prob)
@@ -128,7 +95,7 @@ def entropy_against_acceptance(records: Records, bins: int = 8) -> go.Figure:
         name="examined tokens",
     )  # fmt: skip
     figure.add_scatter(
-        x=[x for x, _ in means], y=[y for _, y in means], **_line(1, "mean of a bin")
+        x=[x for x, _ in means], y=[y for _, y in means], **line_of(1, "mean of a bin")
     )
     figure.update_yaxes(range=[-0.03, 1.05])
     return figure
@@ -167,13 +134,13 @@ def block_efficiency_curve(
             return sum((theory.expected_tokens(a, g) - value) ** 2 for g, value in pairs)
 
         rate = min((step / 1000 for step in range(1001)), key=error)
-    figure = _figure("Block efficiency by draft length", "draft length", "tokens per target call")
-    figure.add_scatter(x=lengths, y=values, **_line(0, "measured"))
+    figure = figure_of("Block efficiency by draft length", "draft length", "tokens per target call")
+    figure.add_scatter(x=lengths, y=values, **line_of(0, "measured"))
     steps = list(range(max(lengths) + 1))
     figure.add_scatter(
         x=steps,
         y=[theory.expected_tokens(rate, g) for g in steps],
-        **_line(1, f"closed form, {word} acceptance {rate:.3f}"),
+        **line_of(1, f"closed form, {word} acceptance {rate:.3f}"),
     )
     figure.update_traces(mode="markers", selector={"name": "measured"})
     figure.update_yaxes(rangemode="tozero")
@@ -188,14 +155,14 @@ def speedup_curve(
     `cost_ratio` = time of a draft forward / of a target forward (theorem 3.8 of 2211.17192).
     """
     rates = [acceptance_rates] if isinstance(acceptance_rates, float) else list(acceptance_rates)
-    figure = _figure(
+    figure = figure_of(
         f"Expected speed-up, a draft step costs {cost_ratio:g} of a target step",
         "draft length",
         "speed-up over plain decoding",
     )
     lengths = list(range(longest + 1))
     for index, rate in enumerate(rates):
-        line = _line(index, f"acceptance {rate:g}")
+        line = line_of(index, f"acceptance {rate:g}")
         gains = [theory.walltime_improvement(rate, length, cost_ratio) for length in lengths]
         best = theory.optimal_draft_length(rate, cost_ratio, longest)
         line["marker"]["size"] = [15 if length == best else 6 for length in lengths]
@@ -203,3 +170,55 @@ def speedup_curve(
     figure.add_hline(y=1.0, line={"color": "#555555", "width": 1.5, "dash": "dot"})
     figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def laws(
+    target_probs: Sequence[float] | Tensor,
+    draft_probs: Sequence[float] | Tensor,
+    names: Callable[[int], str] | Mapping[int, str] | Sequence[str],
+    top: int = 12,
+) -> go.Figure:
+    """Target, draft and residual probability at one position, for the `top` likeliest tokens.
+
+    The residual is what a correction is drawn from. `names` gives a token id its text.
+    """
+    target, draft = (torch.as_tensor(law).double().cpu() for law in (target_probs, draft_probs))
+    if target.ndim != 1 or target.shape != draft.shape:
+        raise ValueError(
+            f"laws of shape {[*target.shape]} and {[*draft.shape]}: give two equal rows"
+        )
+    name_of = names if callable(names) else names.__getitem__
+    best = torch.maximum(target, draft).topk(min(top, len(target))).indices
+    ids = sorted(best.tolist(), key=lambda token: (-float(target[token]), token))
+    figure = figure_of("Target, draft, and what is left for a correction", "token", "probability")
+    for index, (name, law) in enumerate(
+        {"target": target, "draft": draft, "residual": residual(target, draft)}.items()
+    ):
+        heights = [float(law[token]) for token in ids]
+        figure.add_bar(x=list(range(len(ids))), y=heights, **bars_of(index, name))
+    # Numbers with texts on them: two tokens may look the same, and a text may look like mark-up.
+    ticks = [html.escape(cut(name_of(token))) for token in ids]
+    figure.update_xaxes(tickvals=list(range(len(ids))), ticktext=ticks)
+    return figure.update_layout(barmode="group")
+
+
+def token_classes(table: Any) -> go.Figure:
+    """Acceptance rate of function words against seen words, per task.
+
+    `table` is a DataFrame or a list of dicts with `task`, `token_class` and `acceptance_rate`,
+    and where known the ends `low` and `high` of an interval.
+    """
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
+    figure = figure_of("Which words the drafter gets right", "task", "acceptance rate")
+    for index, kind in enumerate(dict.fromkeys(row["token_class"] for row in rows)):
+        mine = [row for row in rows if row["token_class"] == kind]
+        rates = [row["acceptance_rate"] for row in mine]
+        bars = bars_of(index, kind)
+        if all("low" in row and "high" in row for row in mine):
+            bars["error_y"] = {
+                "array": [row["high"] - row["acceptance_rate"] for row in mine],
+                "arrayminus": [row["acceptance_rate"] - row["low"] for row in mine],
+            }
+        figure.add_bar(x=[row["task"] for row in mine], y=rates, **bars)
+    figure.update_yaxes(range=[0, 1.05])
+    return figure.update_layout(barmode="group")

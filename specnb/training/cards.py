@@ -1,0 +1,227 @@
+"""Model cards and the data folder's README, written from measured figures and file hashes."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from specnb.scenes import TASKS
+from specnb.training import drafter, target
+from specnb.training.loop import Stage
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def sha256(*paths: Path) -> str:
+    """One hash over the bytes of the files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def sources(data: Path) -> dict[str, str]:
+    """What the weights depend on: the world's code and the tokenizer."""
+    scenes = [PACKAGE / "scenes" / f"{name}.py" for name in ("world", "grammar", "tasks")]
+    return {
+        "scenes": sha256(*scenes),
+        "tokenizer": sha256(data / "tokenizer" / "tokenizer.json"),
+    }
+
+
+def write_cards(data: Path, figures: dict, training: dict) -> None:
+    """`README.md` of both model folders. `training` = seconds and machine, see the recipe."""
+    models = data / "models"
+    hashes = "\n".join(f"- {name}: `{value}`" for name, value in sources(data).items())
+    (models / "target" / "README.md").write_text(
+        _TARGET.format(
+            sha=sha256(models / "target" / "model.safetensors"),
+            hashes=hashes,
+            stages=_stages(training["target_s"], target),
+            machine=training["machine"],
+            quality=target_table(figures),
+            controls=control_table(figures),
+            n=figures["target"]["n"],
+        )
+    )
+    (models / "drafter" / "README.md").write_text(
+        _DRAFTER.format(
+            sha=sha256(models / "drafter" / "model.safetensors"),
+            hashes=hashes,
+            answers=drafter.N_ANSWERS,
+            steps=drafter.DRAFTER.steps,
+            batch=drafter.DRAFTER.batch,
+            minutes=round(training["drafter_s"] / 60),
+            answer_minutes=round(training["answers_s"] / 60),
+            machine=training["machine"],
+            temperatures=", ".join(map(str, drafter.TEMPERATURES)),
+            quality=drafter_table(figures),
+            n=figures["drafter"]["n"],
+        )
+    )
+
+
+def _stages(seconds: dict[str, float], recipe) -> str:
+    stages = {s.name: s for s in vars(recipe).values() if isinstance(s, Stage)}
+    lines = ["| stage | steps | rows per step | learning rate | minutes |", "|---|---|---|---|---|"]
+    for name, stage in stages.items():
+        row = asdict(stage)
+        steps = row["stop"] or row["steps"]
+        minutes = seconds.get(name, 0.0) / 60
+        lines.append(f"| {name} | {steps} | {row['batch']} | {row['lr']} | {minutes:.0f} |")
+    return "\n".join(lines)
+
+
+def target_table(figures: dict) -> str:
+    """Quality against the bars, as Markdown."""
+    from specnb.bench.quality import BARS
+
+    seen = figures["target"]
+    lines = ["| measured | value | bar |", "|---|---|---|"]
+    for name, bar in BARS.items():
+        label = "captions that parse" if name == "parsed" else f"captions, {name}"
+        lines.append(f"| {label} | {seen['caption'][name]:.1%} | {bar:.0%} |")
+    for task in ("conversation", "science"):
+        low, high = seen[task]["interval"]
+        lines.append(f"| {task} right | {seen[task]['right']:.1%} ({low:.1%}-{high:.1%}) | 90% |")
+    return "\n".join(lines)
+
+
+def control_table(figures: dict) -> str:
+    """Exchanged and blank pictures, as Markdown."""
+    seen = figures["target"]
+    swap, grey = seen["exchanged_picture"], seen["blank_picture"]
+    lines = [
+        "| attribute | exchanged picture: against the shown scene | against its own scene "
+        "| blank picture | best constant guess |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("place", "colour", "kind", "size", "count"):
+        lines.append(
+            f"| {name} | {swap['against_the_shown_scene'][name]:.1%} "
+            f"| {swap['against_the_own_scene'][name]:.1%} "
+            f"| {grey['scores'][name]:.1%} | {grey['constant_guess'][name]:.1%} |"
+        )
+    lines.append(f"\nExchanging the picture changes {swap['tokens_changed']:.0%} of the tokens.")
+    return "\n".join(lines)
+
+
+def drafter_table(figures: dict) -> str:
+    """Block efficiency and acceptance by word class, as Markdown."""
+    lines = [
+        "| task | sampling | block efficiency (95 %) | MBSU | function words | seen words |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        for key, label in (("greedy", "greedy"), ("sampled", "T = 1")):
+            row = figures["drafter"][task][key]
+            low, high = row["interval"]
+            rates = row["acceptance"]
+            lines.append(
+                f"| {task} | {label} | {row['block_efficiency']:.2f} ({low:.2f}-{high:.2f}) "
+                f"| {row['mbsu']:.2f} | {rates['function']['rate']:.1%} "
+                f"| {rates['seen']['rate']:.1%} |"
+            )
+    return "\n".join(lines)
+
+
+def write_data_readme(data: Path) -> None:
+    """`data/README.md`: what each file is, where it comes from, its licence and its sha256."""
+    files = sorted(
+        path
+        for path in data.rglob("*")
+        if path.is_file() and path not in (data / "README.md", data / "SHA256SUMS")
+    )
+    rows = "\n".join(
+        f"| `{path.relative_to(data).as_posix()}` | {path.stat().st_size:,} | `{sha256(path)}` |"
+        for path in files
+    )
+    (data / "README.md").write_text(_DATA.format(rows=rows))
+
+
+def load_figures(path: Path) -> dict:
+    """Figures written by `python -m specnb.bench quality --json PATH`."""
+    if not path.is_file():
+        raise ValueError(
+            f"figures={path}: run `python -m specnb.bench quality --json {path}` first"
+        )
+    return json.loads(path.read_text())
+
+
+_TARGET = """# Embedded target: a tiny LLaVA that sees
+
+`LlavaForConditionalGeneration`: CLIP tower (4 layers x 192, 96 x 96 pixels, patch 32, so nine
+image tokens, one per grid cell), two-layer projector, Llama text model of 8 layers x 384 with a
+tied head, byte-level BPE of 990 entries, 1,024 positions, bf16 weights. It describes and discusses
+the picture world of `specnb.scenes` and knows nothing else.
+
+- weights sha256: `{sha}`
+- licence: Apache-2.0; trained by this project on pictures and texts that this project generates
+{hashes}
+
+## How it was trained
+
+    python -m specnb.training tokenizer
+    python -m specnb.training target
+
+Seed 0, {machine}. A killed run goes on from its last checkpoint. To train on from here, raise the
+steps of `MAIN` or `DEEP` in `specnb/training/target.py` and call the same command again.
+Minutes are wall-clock on a machine that did other work as well.
+
+{stages}
+
+## Measured
+
+`python -m specnb.bench quality`, {n} unseen scenes per task, greedy. Place, colour, kind and size
+are judged on what a caption mentions (`specnb.scenes.score`).
+
+{quality}
+
+Controls: the same prompts with the next scene's picture, and with an even grey picture.
+
+{controls}
+"""
+
+_DRAFTER = """# Embedded drafter: one layer, no eyes
+
+`LlamaForCausalLM`, 1 layer x 128 with a tied head, the target's tokenizer, text only, 1,024
+positions, bf16 weights.
+
+- weights sha256: `{sha}`
+- licence: Apache-2.0; trained by this project on the embedded target's own answers
+{hashes}
+
+## How it was trained
+
+    python -m specnb.training drafter
+
+{answers:,} answers of the embedded target, sampled at temperatures {temperatures} ({answer_minutes}
+minutes), then {steps:,} steps of {batch} answers with KL(target || drafter) at every answer
+position ({minutes} minutes), seed 0, {machine}.
+
+## Measured
+
+`python -m specnb.bench quality`, {n} evaluation prompts per task, draft length 5. Intervals are
+bootstrapped over prompts. Seen words tell a colour, kind, size, place or count that neither the
+prompt nor the text so far has named; the rate is accepted / examined.
+
+{quality}
+"""
+
+_DATA = """# Data
+
+Everything here was made by this project: pictures and texts by `specnb.scenes` from seeds, models
+by `specnb.training` on those. Licence: Apache-2.0, like the code. No file comes from elsewhere.
+
+- `tokenizer/`: byte-level BPE (`python -m specnb.training tokenizer`)
+- `eval/`: 200 items per task, with scene, prompt and reference answer, and `pictures/`: twelve
+  pictures of 384 x 384 for the notebooks (`python -m specnb.training sets`)
+- `models/`: the embedded target and its drafter, each with a card, and the measured figures
+  behind the cards (`quality.json`, `exactness.json`)
+
+`python -m specnb.doctor` checks the files against `SHA256SUMS`.
+
+| file | bytes | sha256 |
+|---|---|---|
+{rows}
+"""

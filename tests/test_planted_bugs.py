@@ -1,0 +1,377 @@
+"""Bugs planted in production code, one line each, and the checks that must go red.
+
+Papers, forums and other engines have had every one of them. The law check is the very one that
+passes on the code as it is (test_exact.py).
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from mutate import Endless, n_statements, replaced, without_statement
+from toys import PLAIN, Siblings, check_law, models
+
+from specnb import decode, exact, sampling
+from specnb import verify as verify_module
+from specnb.drafters import Chain, ChainDrafting
+from specnb.models.base import Context
+from specnb.models.table import TableContext
+from specnb.sampling import Draws, Sampling
+from specnb.tree import DraftTree
+from specnb.verify import verify
+
+# ---- one-line mutations, all caught by check_law
+
+
+def law_battery(drafters=(Chain(1), Chain(2), Siblings(2))) -> None:
+    """`check_law` on text that remembers two tokens, so that a wrong cache shows in the logits."""
+    target, draft = models(3, order=2, seed=1)
+    for drafter in drafters:
+        check_law(target, draft, drafter, PLAIN, n_tokens=3)
+        check_law(target, draft, drafter, PLAIN, n_tokens=3, clip=True)
+    check_law(target, target, Chain(2), PLAIN, n_tokens=4)
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    places: tuple  # (owner, attribute) of everything that holds the function
+    old: str
+    new: str
+
+
+RESIDUAL = ((sampling, "residual"), (verify_module, "residual"))
+VERIFY = ((verify_module, "verify"), (decode, "verify"))
+KEEP = ((TableContext, "_keep"),)
+FORWARD = ((Context, "forward"),)
+COMMIT = ((Context, "commit"),)
+PROPOSE = ((ChainDrafting, "propose"),)
+BLOCK = ((decode, "next_block"), (exact, "next_block"))
+BUGS = (
+    Bug("unnormalised residual", RESIDUAL, "rest / mass if mass > 0 else", "rest if mass > 0 else"),
+    Bug(
+        "residual the wrong way round",
+        RESIDUAL,
+        "(target_probs - draft_probs)",
+        "(draft_probs - target_probs)",
+    ),
+    Bug(
+        "target's own law instead of the residual",
+        RESIDUAL,
+        "(target_probs - draft_probs).clamp_min(0.0)",
+        "target_probs",
+    ),
+    Bug(
+        "absolute difference instead of the positive part",
+        RESIDUAL,
+        ".clamp_min(0.0)",
+        ".abs()",
+    ),
+    Bug(
+        "drafter drawn at another temperature than declared",
+        PROPOSE,
+        "draws.categorical(probs)",
+        "draws.categorical(Sampling(0.7).probs(logits))",
+    ),
+    Bug(
+        "declared at another temperature than drawn",
+        PROPOSE,
+        "rows.append(probs)",
+        "rows.append(Sampling(0.7).probs(logits))",
+    ),
+    Bug(
+        "bonus after a rejection",
+        BLOCK,
+        "emitted.append(outcome.token)",
+        "emitted += [outcome.token] if outcome.final != 'correction' else "
+        "[outcome.token, draws.categorical(target_probs[len(emitted) + 1])]",
+    ),
+    Bug(
+        "correction from the law behind the rejected token",
+        VERIFY,
+        "target_probs = residual(target_probs, draft_probs)",
+        "target_probs = node_probs[child]",
+    ),
+    Bug(
+        "sibling held against the target's own law",
+        VERIFY,
+        "float(target_probs[token])",
+        "float((node_probs[node] if node >= 0 else root_probs)[token])",
+    ),
+    Bug("always accepted", VERIFY, "draws.accept(accept_prob)", "(True, 0.0)"),
+    Bug("ratio upside down", VERIFY, "float(target_probs[token]) / declared", "declared"),
+    Bug(
+        "rejected tokens stay in the cache",
+        COMMIT,
+        "self._keep([n_before + node for node in path], n_before)",
+        "self._keep([n_before + node for node in range(len(self.pending_tokens))], n_before)",
+    ),
+    Bug(
+        "no rollback at all",
+        KEEP,
+        "self.slots[:n_before] + [self.slots[slot] for slot in slots]",
+        "self.slots",
+    ),
+    Bug("rollback one too far", KEEP, "self.slots[:n_before]", "self.slots[: n_before - 1]"),
+    Bug(
+        "rollback wipes one slot too many",
+        KEEP,
+        "self.slots[:n_before]",
+        "self.slots[: n_before - 1] + [0]",
+    ),
+    Bug(
+        "last accepted token dropped from the cache",
+        COMMIT,
+        "for node in path], n_before)",
+        "for node in path[:-1]], n_before)",
+    ),
+    Bug(
+        "last draft never fed after a full acceptance",
+        COMMIT,
+        "self.fed += len(path)",
+        "self.fed = self.length - 1",
+    ),
+    Bug(
+        "last draft never fed, the bonus in its place",
+        FORWARD,
+        "unfed = self.committed[self.fed :]",
+        "unfed = self.committed[-1:] * (self.length - self.fed)",
+    ),
+    Bug("correction never fed", COMMIT, "self.fed += len(path)", "self.fed = self.length"),
+    Bug(
+        "stale root after a full acceptance",
+        COMMIT,
+        "if path and len(path) == len(token_ids):",
+        "if path:",
+    ),
+)
+
+
+def test_law_battery_passes_on_the_code_as_it_is():
+    law_battery()
+
+
+# A stale root is overwritten by the next forward, which always has something to feed then.
+HARMLESS = {"stale root after a full acceptance"}
+
+
+RED = "law differs|mass|disagrees with itself|list index out of range"
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_law_check_catches(bug, monkeypatch):
+    for owner, name in bug.places:
+        monkeypatch.setattr(owner, name, replaced(getattr(owner, name), bug.old, bug.new))
+    if bug.name in HARMLESS:
+        law_battery()
+        return
+    # Most bugs change the law in silence; a cache that lost a slot may break off instead.
+    with pytest.raises((AssertionError, IndexError), match=RED):
+        law_battery()
+
+
+def test_only_a_model_drafting_for_itself_shows_a_drafter_with_a_wrong_cache(monkeypatch):
+    """Why `check_law` also counts rejections: the declared law stays the drawn one."""
+    bug = next(bug for bug in BUGS if bug.name.startswith("last draft never fed, the bonus"))
+    (place,) = bug.places
+    monkeypatch.setattr(*place, replaced(getattr(*place), bug.old, bug.new))
+    target, draft = models(3, order=2, seed=1)
+    check_law(target, draft, Chain(2), PLAIN)  # right, merely slow
+    with pytest.raises(AssertionError, match="disagrees with itself"):
+        check_law(target, target, Chain(2), PLAIN, n_tokens=4)
+
+
+def test_a_replacement_that_fits_nowhere_is_an_error():
+    with pytest.raises(AssertionError, match="0 times"):
+        replaced(verify, "no such line", "")
+    with pytest.raises(AssertionError, match="times"):
+        replaced(verify, "target_probs", "")
+
+
+# ---- verify by hand
+
+
+class Scripted(Draws):
+    """Given uniform numbers; a token drawn is the most probable one, and its law is kept."""
+
+    def __init__(self, *uniforms: float):
+        self.uniforms, self.laws = list(uniforms), []
+
+    def accept(self, prob):
+        uniform = self.uniforms.pop(0)
+        return uniform < prob, uniform
+
+    def categorical(self, probs):
+        assert not self.laws, "a second token was drawn"
+        self.laws.append(probs)
+        return int(probs.argmax())
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# Tokens 1 and 2 are siblings, drawn without replacement; 3 follows 2.
+TREE = DraftTree(
+    tokens=(1, 2, 3),
+    parents=(-1, -1, 1),
+    probs=rows([0.1, 0.6, 0.2, 0.1], [0.25, 0.0, 0.5, 0.25], [0.2, 0.2, 0.2, 0.4]),
+)
+ROOT = rows(0.1, 0.2, 0.3, 0.4)
+NODES = rows([0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7])
+THIRD = 0.2 / 0.6  # for token 1
+HALF = 0.25 / 0.5  # for token 2: the residual [0, 0, .1, .3] / .4 holds 1/4 of it
+QUARTER = 0.1 / 0.4  # for token 3 behind 2
+BY_HAND = (  # uniforms, path, final, its law, (node, accept_prob, accepted) of each look
+    ([0.3], (0,), "bonus", [0.7, 0.1, 0.1, 0.1], [(0, THIRD, True)]),
+    (
+        [0.5, 0.4, 0.2],
+        (1, 2),
+        "bonus",
+        [0.1, 0.1, 0.1, 0.7],
+        [(0, THIRD, False), (1, HALF, True), (2, QUARTER, True)],
+    ),
+    (
+        [0.5, 0.4, 0.3],
+        (1,),
+        "correction",
+        [2 / 3, 1 / 3, 0.0, 0.0],
+        [(0, THIRD, False), (1, HALF, True), (2, QUARTER, False)],
+    ),
+    (
+        [0.5, 0.6],
+        (),
+        "correction",
+        [0.0, 0.0, 0.0, 1.0],
+        [(0, THIRD, False), (1, HALF, False)],
+    ),
+)
+# A chain whose verification ends with its second token, the end token.
+CHAIN = DraftTree((1, 2), (-1, 0), rows([0.2, 0.8, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0]))
+SAME = rows([0.2, 0.8, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25])
+
+
+def close(found, wanted) -> bool:
+    return torch.allclose(found, torch.as_tensor(wanted, dtype=found.dtype), atol=1e-12)
+
+
+def by_hand(function) -> None:
+    """What `verify` must return for given trees and uniform numbers, field by field."""
+    for uniforms, path, final, law, looks in BY_HAND:
+        draws = Scripted(*uniforms)
+        outcome = function(TREE, ROOT, NODES, draws)
+        assert not draws.uniforms, "uniform numbers are left over"
+        assert outcome.path == path and outcome.final == final
+        assert close(outcome.final_probs, law) and close(draws.laws[0], law)
+        assert outcome.token == max(range(4), key=law.__getitem__)
+        found = [(node, look.accept_prob, look.accepted) for node, look in outcome.examined]
+        for one, other in itertools.zip_longest(found, looks):
+            assert one[0] == other[0] and one[2] is other[2] and abs(one[1] - other[1]) < 1e-12
+        assert [look.uniform for _, look in outcome.examined] == uniforms
+
+    empty = function(DraftTree((), (), torch.empty(0, 4)), ROOT, torch.empty(0, 4), Scripted())
+    assert (empty.path, empty.token, empty.final, empty.examined) == ((), 3, "plain", ())
+
+    ended = function(CHAIN, SAME[0], SAME[1:], Scripted(0.9, 0.9), frozenset({2}))
+    assert (ended.path, ended.token, ended.final, ended.final_probs) == ((0, 1), None, None, None)
+    assert len(ended.examined) == 2
+    early = function(CHAIN, SAME[0], SAME[1:], Scripted(0.9), frozenset({3, 1}))
+    assert early.path == (0,) and early.token is None and len(early.examined) == 1
+    going_on = function(CHAIN, SAME[0], SAME[1:], Scripted(0.9, 0.9), frozenset({0}))
+    assert going_on.path == (0, 1) and going_on.final == "bonus"
+
+    # An end token that is rejected ends nothing, and neither does one drawn by the target.
+    other = rows([1.0, 0.0, 0.0, 0.0]).expand(3, 4)
+    refused = function(CHAIN, other[0], other[1:], Scripted(0.0), frozenset({1}))
+    assert (refused.path, refused.token, refused.final) == ((), 0, "correction")
+
+
+def bad_input(function) -> None:
+    """Errors name what is wrong, and nothing is decided before."""
+
+    def refused(match: str, tree: DraftTree, root=ROOT) -> None:
+        draws = Scripted(0.5, 0.5, 0.5)
+        with pytest.raises(ValueError, match=match):
+            function(tree, root, NODES[: len(tree)], draws)
+
+    refused("rule='kseq'", DraftTree(TREE.tokens, TREE.parents, TREE.probs, rule="kseq"))
+    refused("node 0: token 1", DraftTree((1,), (-1,), rows([1.0, 0.0, 0.0, 0.0])))
+    nan = float("nan")
+    refused("node 0: token 1", DraftTree((1,), (-1,), rows([nan, nan, nan, nan])))
+
+
+def nan_from_the_target(function) -> None:
+    """Never accepted in silence; `Draws` then finds nothing to draw from."""
+    nan = torch.full((4,), float("nan"), dtype=torch.float64)
+    with pytest.raises(ValueError, match="nothing to draw from"):
+        function(CHAIN, nan, nan.expand(2, 4), Draws(0))
+
+
+def verify_battery(function, monkeypatch) -> None:
+    by_hand(function)
+    bad_input(function)
+    nan_from_the_target(function)
+    monkeypatch.setattr(decode, "verify", function)
+    target, draft = models(3, seed=2)
+    check_law(target, draft, Chain(2), PLAIN, n_tokens=2)
+    check_law(target, draft, Siblings(2), PLAIN, n_tokens=2)
+
+
+def test_verify(monkeypatch):
+    verify_battery(verify, monkeypatch)
+
+
+def test_verify_copied_without_a_change(monkeypatch):
+    """The copies themselves are sound: what turns red below is the deletion."""
+    deleted, copy = without_statement(verify, None)
+    assert deleted == "nothing"
+    verify_battery(copy, monkeypatch)
+    with pytest.raises(IndexError):
+        without_statement(verify, n_statements(verify))
+
+
+@pytest.mark.parametrize("number", range(n_statements(verify)))
+def test_deleting_any_statement_of_verify_turns_a_test_red(number, monkeypatch):
+    deleted, mutant = without_statement(verify, number)
+    try:
+        verify_battery(mutant, monkeypatch)
+    except (Exception, pytest.fail.Exception):
+        return
+    pytest.fail(f"survived without: {deleted}")
+
+
+def test_a_hanging_mutant_is_stopped():
+    numbers = range(n_statements(verify))
+    loops = [n for n in numbers if without_statement(verify, n)[0].startswith("for child in")]
+    with pytest.raises(Endless):
+        without_statement(verify, loops[0])[1](TREE, ROOT, NODES, Scripted())
+
+
+@pytest.mark.parametrize("target_dtype", [torch.float32, torch.float64])
+def test_verify_keeps_float64(target_dtype):
+    """No step narrows the law: the residual of float64 rows is float64."""
+    outcome = verify(TREE, ROOT.to(target_dtype), NODES.to(target_dtype), Scripted(0.5, 0.6))
+    assert outcome.final_probs.dtype == torch.float64  # the drafter's rows are
+
+
+def test_verify_leaves_its_arguments_as_they_were():
+    before = TREE.probs.clone(), ROOT.clone(), NODES.clone()
+    for uniforms, *_ in BY_HAND:
+        verify(TREE, ROOT, NODES, Scripted(*uniforms))
+    for kept, now in zip(before, (TREE.probs, ROOT, NODES), strict=True):
+        assert torch.equal(kept, now)
+
+
+def test_law_check_has_the_power_at_every_sampling(monkeypatch):
+    """A drafter's wrong temperature shows at other settings than T = 1 as well."""
+    old, new = "rows.append(probs)", "rows.append(Sampling(0.3).probs(logits))"
+    mutant = replaced(ChainDrafting.propose, old, new)
+    target, draft = models(3, seed=1)
+    settings = (Sampling(0.5), Sampling(1.7), Sampling(1.0, top_p=0.8))
+    for setting in settings:
+        check_law(target, draft, Chain(2), setting, clip=True)
+    monkeypatch.setattr(ChainDrafting, "propose", mutant)
+    for setting in settings:
+        with pytest.raises((AssertionError, ValueError)):
+            check_law(target, draft, Chain(2), setting, clip=True)
