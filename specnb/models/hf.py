@@ -235,8 +235,8 @@ class HFModel:
         ids, pixels = self.encode(prompt, image)
         if len(ids) > self.max_positions:
             raise ValueError(
-                f"prompt: with its template and image it has {len(ids)} tokens, {self.path} reads at "
-                f"most {self.max_positions}; shorten it"
+                f"prompt: with its template and image it has {len(ids)} tokens, {self.path} "
+                f"reads at most {self.max_positions}; shorten it"
             )
         return HFContext(self, ids, pixels)
 

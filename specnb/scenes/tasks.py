@@ -248,11 +248,13 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture gives people shelter?",
         (
             (
-                "A house has walls and a roof. They keep out wind and rain, so people can live inside.",
+                "A house has walls and a roof. They keep out wind and rain, so people "
+                "can live inside.",
                 4,
             ),
             (
-                "People need shelter. Walls and a roof keep the rain outside and the warm air inside.",
+                "People need shelter. Walls and a roof keep the rain outside and the "
+                "warm air inside.",
                 3,
             ),
         ),
@@ -261,11 +263,13 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture makes wood?",
         (
             (
-                "A tree is a plant with a trunk of wood. Its leaves use light to make food from air and water.",
+                "A tree is a plant with a trunk of wood. Its leaves use light to make "
+                "food from air and water.",
                 4,
             ),
             (
-                "Plants with a trunk grow a new ring of wood every year. Their roots take water from the ground.",
+                "Plants with a trunk grow a new ring of wood every year. Their roots "
+                "take water from the ground.",
                 3,
             ),
         ),
@@ -274,11 +278,13 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture is made to float?",
         (
             (
-                "A boat pushes water aside. The water pushes back, and this force carries the boat.",
+                "A boat pushes water aside. The water pushes back, and this force "
+                "carries the boat.",
                 4,
             ),
             (
-                "Things float when they weigh less than the water they push aside. A hollow hull does that.",
+                "Things float when they weigh less than the water they push aside. A "
+                "hollow hull does that.",
                 3,
             ),
         ),
@@ -287,11 +293,13 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture can breathe under water?",
         (
             (
-                "A fish breathes with gills. Water flows through them, and they take the oxygen out of it.",
+                "A fish breathes with gills. Water flows through them, and they take "
+                "the oxygen out of it.",
                 4,
             ),
             (
-                "Animals need oxygen. Gills take oxygen from water in the same way that lungs take it from air.",
+                "Animals need oxygen. Gills take oxygen from water in the same way "
+                "that lungs take it from air.",
                 3,
             ),
         ),
@@ -300,7 +308,8 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture shines by its own light?",
         (
             (
-                "A star is a hot ball of gas. Deep inside it hydrogen turns into helium and sets light free.",
+                "A star is a hot ball of gas. Deep inside it hydrogen turns into "
+                "helium and sets light free.",
                 4,
             ),
             ("Planets only send back light. Stars are so hot that they make their own light.", 3),
@@ -310,11 +319,13 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture can rise into the air?",
         (
             (
-                "A balloon is filled with a light gas. The heavy air around it sinks and lifts it up.",
+                "A balloon is filled with a light gas. The heavy air around it sinks "
+                "and lifts it up.",
                 4,
             ),
             (
-                "A gas that weighs less than air rises. That is why a string must hold such a thing down.",
+                "A gas that weighs less than air rises. That is why a string must hold "
+                "such a thing down.",
                 3,
             ),
         ),
@@ -323,11 +334,13 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture has an engine?",
         (
             (
-                "A car has an engine that turns its wheels. The wheels push against the road and move it.",
+                "A car has an engine that turns its wheels. The wheels push against "
+                "the road and move it.",
                 4,
             ),
             (
-                "An engine turns fuel into motion. Tires need friction with the road to push ahead.",
+                "An engine turns fuel into motion. Tires need friction with the road "
+                "to push ahead.",
                 3,
             ),
         ),
@@ -336,11 +349,13 @@ _SCIENCE: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
         "Which thing in the picture makes seeds?",
         (
             (
-                "A flower attracts bees. They carry pollen to the next one, and then seeds can grow.",
+                "A flower attracts bees. They carry pollen to the next one, and then "
+                "seeds can grow.",
                 4,
             ),
             (
-                "Plants make seeds after pollen has reached them. Insects carry it from one to the next.",
+                "Plants make seeds after pollen has reached them. Insects carry it "
+                "from one to the next.",
                 3,
             ),
         ),
@@ -365,7 +380,8 @@ def _science(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
         rng,
         (
             (
-                f"The {thing.kind} in the picture is {thing.colour} and {size}. You find it {where}.",
+                f"The {thing.kind} in the picture is {thing.colour} and {size}. You "
+                f"find it {where}.",
                 4,
             ),
             (f"In the picture there is a {size} {thing.colour} {thing.kind} {where}.", 3),

@@ -1,4 +1,4 @@
-"""Tokenizer, and token batches that are a pure function of (seed, step), so that training resumes."""
+"""Tokenizer, and batches that are a pure function of the step, so that training resumes."""
 
 import random
 from collections.abc import Iterator
