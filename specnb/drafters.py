@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from specnb.models import Model
+from specnb.models.base import Context, Model, PromptTooLong
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, StoppingRule
 from specnb.tree import DraftTree, empty_tree
@@ -72,7 +72,11 @@ class ChainDrafting:
     def __init__(self, settings: Chain, draft: Model, prompt, image, sampling: Sampling):
         self.settings, self.sampling, self.vocab_size = settings, sampling, draft.vocab_size
         # A drafter without eyes gets the text alone; left-in image tokens halve its efficiency.
-        self.context = draft.open(prompt, image if draft.sees_images else None)
+        self.context: Context | None
+        try:
+            self.context = draft.open(prompt, image if draft.sees_images else None)
+        except PromptTooLong:
+            self.context = None  # drafting has ended before it began, decoding goes on
         self.rule = settings.stop.start()
         self.depth_drafted = self.max_depth = 0
 
@@ -81,8 +85,8 @@ class ChainDrafting:
         return self.rule.state
 
     def propose(self, draws: Draws, max_depth: int) -> DraftTree:
-        room = self.context.room  # positions that the draft model has left
-        self.max_depth = min(self.settings.draft_length, max_depth, room)
+        room = self.context.room if self.context else 0  # positions that the draft model has left
+        self.max_depth = max(0, min(self.settings.draft_length, max_depth, room))
         stopped_by = "length"
         if self.max_depth < self.settings.draft_length:
             stopped_by = "context" if room < max_depth else "budget"
@@ -110,5 +114,6 @@ class ChainDrafting:
         )
 
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
-        self.context.commit(token_ids)
+        if self.context:
+            self.context.commit(token_ids)
         self.rule.update(self.depth_drafted, n_accepted, self.max_depth)

@@ -45,7 +45,8 @@ class Sampling:
         if self.temperature == 0.0:
             best = logits.argmax(dim=-1, keepdim=True)  # the first of equals
             return torch.zeros_like(logits).scatter_(-1, best, 1.0)
-        logits = logits / self.temperature
+        # Differences to the best token, so that no temperature can overflow.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             kth = logits.topk(int(self.top_k), dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -math.inf)

@@ -16,6 +16,7 @@ from specnb import decode, theory
 from specnb.decode import autoregressive, speculative
 from specnb.drafters import Chain, NoDraft
 from specnb.models import Pair, TableModel
+from specnb.models.table import TableContext
 from specnb.sampling import Sampling
 
 DRAFTERS = (Chain(1), Chain(3), Chain(5), Siblings(2, 2), Siblings(3, 1), NoDraft())
@@ -156,9 +157,7 @@ def test_law_of_the_length_with_end_tokens():
     pair = Pair(TableModel(logits, eos_ids={0}), TableModel(close))
     counts = [0] * 4
     for seed in range(1500):
-        run = speculative(
-            pair, [1], drafter=Chain(2), sampling=PLAIN, max_new_tokens=4, seed=seed
-        )
+        run = speculative(pair, [1], drafter=Chain(2), sampling=PLAIN, max_new_tokens=4, seed=seed)
         counts[len(run.token_ids) - 1] += 1
     wanted = [0.3, 0.7 * 0.3, 0.49 * 0.3, 0.343]
     assert stats.chisquare(counts, [1500 * p for p in wanted]).pvalue > 1e-4
@@ -170,18 +169,18 @@ def test_law_of_the_length_with_end_tokens():
 
 
 @pytest.mark.parametrize("drafter", (*DRAFTERS, Repeated(3)))
-@pytest.mark.parametrize("draws_for_itself", [False, True])
-def test_max_new_tokens_is_reached_exactly(drafter, draws_for_itself):
+@pytest.mark.parametrize("drafts_for_itself", [False, True])
+def test_max_new_tokens_is_reached_exactly(drafter, drafts_for_itself):
     target, draft = models(4, seed=6)
-    pair = Pair(target, target if draws_for_itself else draft)
+    pair = Pair(target, target if drafts_for_itself else draft)
     for sampling in (GREEDY, PLAIN):
         for n in (1, 2, 3, 5, 12):
             run = speculative(
                 pair, [0], drafter=drafter, sampling=sampling, max_new_tokens=n, seed=n
             )
             assert len(run.token_ids) == n and run.finish == "length"
-            last = run.blocks[-1]
-            assert last.n_emitted >= 1 and last.n_drafted == 0 or last.n_accepted < n
+            # One place is left for the target's own token, so drafts never reach the limit.
+            assert all(row.depth < n for row in run.tokens if row.node >= 0)
 
 
 def test_one_token_is_a_plain_step():
@@ -215,8 +214,7 @@ def test_where_the_target_s_positions_end(drafter, sampling):
     target, draft = models(4, seed=8)
     short = TableModel(target.logits, max_positions=9)
     fed = []
-    context = short.open([0, 1])
-    run_method = type(context)._run
+    run_method = TableContext._run
 
     def watched(self, tokens, positions, visible):
         if self.model is short:
@@ -224,7 +222,7 @@ def test_where_the_target_s_positions_end(drafter, sampling):
         return run_method(self, tokens, positions, visible)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(context), "_run", watched)
+        patch.setattr(TableContext, "_run", watched)
         run = speculative(
             Pair(short, draft), [0, 1], drafter=drafter, sampling=sampling, max_new_tokens=50
         )
@@ -301,7 +299,7 @@ def test_block_efficiency_is_what_theory_expects(acceptance, length):
         )
         emitted += [block.n_emitted for block in run.blocks if not block.clipped]
         by_depth += [run.metrics.acceptance_by_depth]
-    # The last unclipped block may be left out or not for its length; a few in a thousand.
+    # Clipped blocks are left out: the limit cut their drafts.
     error = statistics.stdev(emitted) / math.sqrt(len(emitted))
     mean = statistics.fmean(emitted)
     assert abs(mean - theory.expected_tokens(acceptance, length)) < 4 * error
@@ -391,3 +389,12 @@ def test_drafting_pays_only_above_the_cost_ratio():
 def test_theory_refuses_what_cannot_be(match, call):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_a_prompt_that_the_drafter_cannot_read_ends_drafting_not_decoding():
+    target, draft = TableModel.random(4, seed=0), TableModel.random(4, seed=1)
+    short = TableModel(draft.logits, max_positions=3)
+    run = speculative(Pair(target, short), [0, 1, 2, 3], max_new_tokens=6)
+    assert run.token_ids == autoregressive(target, [0, 1, 2, 3], max_new_tokens=6).token_ids
+    assert {block.stopped_by for block in run.blocks} == {"context"}
+    assert all(block.n_drafted == 0 for block in run.blocks)

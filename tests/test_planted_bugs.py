@@ -24,10 +24,10 @@ from specnb.verify import verify
 # ---- one-line mutations, all caught by check_law
 
 
-def law_battery(drafters=(Chain(1), Chain(2), Siblings(2))) -> None:
+def law_battery() -> None:
     """`check_law` on text that remembers two tokens, so that a wrong cache shows in the logits."""
     target, draft = models(3, order=2, seed=1)
-    for drafter in drafters:
+    for drafter in (Chain(1), Chain(2), Siblings(2)):
         check_law(target, draft, drafter, PLAIN, n_tokens=3)
         check_law(target, draft, drafter, PLAIN, n_tokens=3, clip=True)
     check_law(target, target, Chain(2), PLAIN, n_tokens=4)

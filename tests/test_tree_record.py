@@ -104,9 +104,7 @@ def test_mask_depth_and_path_against_brute_force(seed, n_nodes, prefix_len):
 
 
 def row(block, depth, node, token_id, verdict, parent=None, **more) -> TokenRow:
-    values = dict(
-        draft_prob=0.5, target_prob=0.25, draft_entropy=0.7, accept_prob=0.5, uniform=0.1
-    )
+    values = dict(draft_prob=0.5, target_prob=0.25, draft_entropy=0.7, accept_prob=0.5, uniform=0.1)
     if node < 0:
         values = dict.fromkeys(values, None) | {"target_prob": 0.25}
     parent = depth - 2 if parent is None else parent
@@ -359,9 +357,7 @@ def test_target_and_draft_columns_are_the_laws_really_used():
                 -sum(p * math.log(p) for p in law.tolist() if p > 0)
             )
             if row.accept_prob is not None:
-                assert row.accept_prob == pytest.approx(
-                    min(1.0, row.target_prob / row.draft_prob)
-                )
+                assert row.accept_prob == pytest.approx(min(1.0, row.target_prob / row.draft_prob))
             assert dict(row.target_top) == pytest.approx(dict(enumerate(wanted.tolist())))
             path.append(row.token_id)
         text += [row.token_id for row in record.emitted if row.block == index]

@@ -16,6 +16,10 @@ if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have 
     from jaxtyping import Bool, Float
 
 
+class PromptTooLong(ValueError):
+    """The prompt does not fit into a model's positions. Fatal for a target, not for a drafter."""
+
+
 class Scores(NamedTuple):
     """Raw logits behind the last committed token, and behind each node of one forward call."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specnb.models.base import Context, Pair
+from specnb.models.base import Context, Pair, PromptTooLong
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -234,7 +234,7 @@ class HFModel:
         """A context that has read prompt and image, but not the prompt's last token."""
         ids, pixels = self.encode(prompt, image)
         if len(ids) > self.max_positions:
-            raise ValueError(
+            raise PromptTooLong(
                 f"prompt: with its template and image it has {len(ids)} tokens, {self.path} "
                 f"reads at most {self.max_positions}; shorten it"
             )

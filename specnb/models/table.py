@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from specnb.models.base import Context
+from specnb.models.base import Context, PromptTooLong
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Float
@@ -28,7 +28,7 @@ class TableModel:
     def __init__(
         self,
         logits: Float[Tensor, "contexts vocab"],
-        eos_ids: Sequence[int] = (),
+        eos_ids: Collection[int] = (),
         max_positions: int = 1 << 20,
     ):
         contexts, self.vocab_size = logits.shape
@@ -73,7 +73,7 @@ class TableModel:
         if not prompt or not all(0 <= token < self.vocab_size for token in prompt):
             raise ValueError(f"prompt={prompt!r}: give ids in 0..{self.vocab_size - 1}")
         if len(prompt) > self.max_positions:
-            raise ValueError(
+            raise PromptTooLong(
                 f"prompt: it has {len(prompt)} tokens, the table model reads at most "
                 f"{self.max_positions}; shorten it"
             )

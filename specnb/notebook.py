@@ -1,0 +1,377 @@
+"""What every notebook needs around its lesson: set-up, parameters, prompts, a slider, a result."""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT_KEYS = ("prompt", "image", "task")
+DTYPES = ("auto", "float32", "float64")
+
+
+# ------------------------------------------------------------------------------------- set-up
+
+
+def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "auto") -> None:
+    """The only set-up call of a notebook; prints one line that says what runs here.
+
+    `renderer` is plotly's; "auto" takes PLOTLY_RENDERER where it is set, "colab" on Colab and
+    "plotly_mimetype" elsewhere. `threads` for torch; "auto" takes OMP_NUM_THREADS where it is
+    set, else the cores that this process may use. `dtype` is the type of new tensors ("auto"
+    leaves torch's own); models choose theirs in `load_pair`. May be called again at any time.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+    if threads != "auto" and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads={threads!r}: give a whole number >= 1, or 'auto'")
+    import plotly.io
+    import torch
+
+    on_colab = _on_colab()
+    if renderer == "auto":
+        # A figure in plotly's own mix of renderers stalls papermill, so it is always one of them.
+        usual = "colab" if on_colab else "plotly_mimetype"
+        renderer = os.environ.get("PLOTLY_RENDERER") or usual
+    plotly.io.renderers.default = renderer
+    torch.set_num_threads(_threads() if threads == "auto" else threads)
+    if dtype != "auto":
+        torch.set_default_dtype(getattr(torch, dtype))
+    versions = {"specnb": _version("specnb"), "Python": platform.python_version()}
+    versions |= {name: _version(name) for name in ("torch", "transformers")}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    n = torch.get_num_threads()
+    words = [" ".join(pair) for pair in versions.items()]
+    print(" · ".join([*words, f"device {device}", f"{n} thread{'s' if n > 1 else ''}"]))
+
+
+def _version(package: str) -> str:
+    if package == "specnb":
+        import specnb
+
+        return specnb.__version__
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _on_colab() -> bool:
+    """Whether this is Colab; if so, its switch for widgets is turned on where it has one."""
+    try:
+        from google.colab import output
+    except ImportError:
+        return False
+    enable = getattr(output, "enable_custom_widget_manager", None)
+    if enable is not None:  # some builds lack it; core widgets work without
+        enable()
+    return True
+
+
+def _threads() -> int:
+    """OMP_NUM_THREADS, else what the process may use: affinity, container quota, torch's count."""
+    import torch
+
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")  # a container on a large machine may hold two cores
+    if quota.is_file():
+        allowed, _, period = quota.read_text(encoding="ascii").strip().partition(" ")
+        if allowed.isdigit():
+            cores = min(cores, math.ceil(int(allowed) / int(period)))
+    return max(1, min(cores, torch.get_num_threads()))
+
+
+# --------------------------------------------------------------------------------- parameters
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The parameters of a notebook, checked. Paths may be relative to the repository."""
+
+    draft_length: int = 5
+    temperature: float = 0.0
+    top_p: float = 1.0
+    target: str = ""
+    draft: str = ""
+    task: str = "caption"
+    prompts: str = ""
+    n_prompts: int = 4
+    seed: int = 0
+    out_dir: str = ""
+
+    def __post_init__(self):
+        from specnb.models import hf
+        from specnb.sampling import Sampling
+        from specnb.scenes import TASKS
+
+        for field in fields(self):
+            value = _coerced(field.name, getattr(self, field.name), str(field.type))
+            if field.name in ("target", "draft", "prompts"):
+                value = _resolved(value)
+            object.__setattr__(self, field.name, value)
+        for name, least in (("draft_length", 1), ("n_prompts", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                value = getattr(self, name)
+                raise ValueError(f"{name}={value}: give a whole number >= {least}")
+        Sampling(self.temperature, top_p=self.top_p)
+        if self.task not in TASKS:
+            raise ValueError(f"task={self.task!r}: choose one of {', '.join(TASKS)}")
+        for folder in (self.target, self.draft):
+            if folder:
+                hf.check_folder(folder)
+        if self.prompts and not Path(self.prompts).is_file():
+            raise ValueError(f"prompts={self.prompts!r}: there is no such file; give a JSONL file")
+        if self.out_dir and Path(self.out_dir).is_file():
+            raise ValueError(f"out_dir={self.out_dir!r}: this is a file; give a folder")
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]) -> RunConfig:
+        """From `globals()`; ValueError names what is missing or wrong, before a model loads."""
+        wanted = [field.name for field in fields(cls)]
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise ValueError(
+                f"parameter {missing[0]!r} is missing: run the cell tagged 'parameters' first; "
+                f"it defines {', '.join(wanted)}"
+            )
+        return cls(**{name: names[name] for name in wanted})
+
+    @property
+    def sampling(self):
+        """The `Sampling` that temperature and top_p describe."""
+        from specnb.sampling import Sampling
+
+        return Sampling(self.temperature, top_p=self.top_p)
+
+
+def _coerced(name: str, value: Any, kind: str) -> Any:
+    """A value as papermill may hand it over ("3", 3.0, None), as the field's own type."""
+    if kind == "str":
+        if value is None:
+            return ""
+        if isinstance(value, (str, int, Path)) and not isinstance(value, bool):
+            return str(value)
+        raise ValueError(f"{name}={value!r}: give a text")
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+        if kind == "int" and number != int(number):
+            raise ValueError
+        return int(number) if kind == "int" else number
+    except (TypeError, ValueError, OverflowError):
+        wanted = "a whole number" if kind == "int" else "a number"
+        raise ValueError(f"{name}={value!r}: give {wanted}") from None
+
+
+def _resolved(name: str) -> str:
+    """A relative path that is not here but in the repository, as that path; else unchanged."""
+    here = bool(name) and not Path(name).exists() and (ROOT / name).exists()
+    return str(ROOT / name) if here else name
+
+
+# ------------------------------------------------------------------------------------ prompts
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt of the reader's own; built-in ones are `scenes.Example`."""
+
+    prompt: str
+    image: Any = None
+    task: str = "prompts"
+    scene: None = None
+    asks: str = ""
+
+
+def items(cfg: RunConfig) -> list:
+    """The prompts of a run: the file `cfg.prompts` where given, else examples of `cfg.task`.
+
+    A file has one JSON object per line with `prompt` and, if wanted, `image` (a path relative to
+    the file) and `task` (any name). Every line is checked, the first `n_prompts` are used.
+    """
+    from specnb import scenes
+
+    if not cfg.prompts:
+        return scenes.examples(cfg.task, cfg.n_prompts, cfg.seed)
+    lines = Path(cfg.prompts).read_text(encoding="utf-8").splitlines()
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise ValueError(f"prompts={cfg.prompts!r}: the file is empty; give a JSON object per line")
+    return [_item(Path(cfg.prompts), *line) for line in numbered][: cfg.n_prompts]
+
+
+def by_task(cfg: RunConfig) -> dict[str, list]:
+    """The prompts of a run by task: all built-in tasks, or those that the file names."""
+    from dataclasses import replace
+
+    from specnb import scenes
+
+    if not cfg.prompts:
+        return {task: items(replace(cfg, task=task)) for task in scenes.TASKS}
+    found: dict[str, list] = {}
+    for item in items(cfg):
+        found.setdefault(item.task, []).append(item)
+    return found
+
+
+def _item(path: Path, number: int, line: str) -> Item:
+    where = f"{path.name}, line {number}"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: this is no JSON ({error.msg}); write an object") from None
+    if not isinstance(row, dict):
+        raise ValueError(f'{where}: write an object such as {{"prompt": "..."}}')
+    for key in row:
+        if key not in PROMPT_KEYS:
+            raise ValueError(f"{where}: unknown key {key!r}; known are {', '.join(PROMPT_KEYS)}")
+    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise ValueError(f"{where}: 'prompt' is missing or empty; write what to answer")
+    for key in ("image", "task"):
+        if not isinstance(row.get(key) or "", str):
+            raise ValueError(f"{where}: {key}={row[key]!r}: give a text")
+    image = None
+    if row.get("image"):
+        from specnb.models.hf import as_picture
+
+        try:
+            image = as_picture(path.parent / row["image"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return Item(row["prompt"], image, row.get("task") or "prompts")
+
+
+# ------------------------------------------------------------------------------- what is shown
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture beside a token strip; a notebook shows it as a cell's last value."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def panel(item: Any, record: Any, title: str | None = None) -> Panel:
+    """The prompt, its picture (where there is one) and the strip of a run on it."""
+    from specnb import views
+
+    picture = ""
+    if item.image is not None:
+        shown = item.image.copy()
+        if max(shown.size) > 480:
+            shown.thumbnail((480, 480))
+        file = io.BytesIO()
+        shown.save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode("ascii")
+        picture = (
+            '<img alt="the picture that the prompt is about" width="192" style="flex:0 0 192px;'
+            "border:1px solid #8a8a8a;border-radius:6px;margin-top:4px;image-rendering:pixelated;"
+            f'align-self:flex-start" src="data:image/png;base64,{data}">'
+        )
+    asked = html.escape(item.prompt).replace("\n", "<br>")
+    strip = views.tokens(record, title=title)._repr_html_()
+    return Panel(
+        f'<div style="margin:6px 0"><div style="margin-bottom:2px"><b>Prompt:</b> {asked}</div>'
+        '<div style="display:flex;gap:12px;flex-wrap:wrap">'
+        f'{picture}<div style="flex:1 1 420px;min-width:0">{strip}</div></div></div>'
+    )
+
+
+def slider(
+    function: Callable[[int], Any],
+    name: str = "draft_length",
+    value: int = 5,
+    min: int = 1,
+    max: int = 16,
+    description: str = "draft length",
+):
+    """A slider; every move calls `function(value)` anew and shows what comes back.
+
+    Nothing is cached: what is on the screen was decoded for it. Only core widgets, and one call
+    per move. An exception is shown below the slider; the next move recovers from it.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    if not min <= value <= max:
+        raise ValueError(f"value={value}: give a number from {min} to {max}")
+    control = ipywidgets.IntSlider(
+        value=value,
+        min=min,
+        max=max,
+        description=description,
+        continuous_update=False,
+        style={"description_width": "initial"},
+        layout={"width": "420px"},
+    )
+    hint = ipywidgets.Label()
+
+    def show(**chosen: int) -> None:
+        hint.value = "working …"
+        start_s = time.perf_counter()
+        try:
+            result = function(chosen[name])
+        except Exception as error:
+            hint.value = f"stopped: {error}"
+            raise
+        display(result)
+        hint.value = f"computed in {time.perf_counter() - start_s:.1f} s"
+
+    output = ipywidgets.interactive_output(show, {name: control})
+    return ipywidgets.VBox([ipywidgets.HBox([control, hint]), output])
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def save_row(
+    cfg: RunConfig, notebook: str, headline: Mapping[str, Any], **more: Any
+) -> Path | None:
+    """Writes `<out_dir>/<notebook>.json` in one step and gives its path; None without `out_dir`.
+
+    `headline` holds the figures by name, `more` whatever else a batch may want to collect.
+    """
+    if not cfg.out_dir:
+        print("out_dir is empty: nothing is written")
+        return None
+    row = {"notebook": notebook, "config": asdict(cfg), "headline": dict(headline), **more}
+    text = json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    folder = Path(cfg.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{notebook}.json"
+    # Beside the goal, so that the last step is a rename: nobody ever reads half a file.
+    with tempfile.NamedTemporaryFile(
+        "w", dir=folder, prefix=f".{notebook}.", suffix=".tmp", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(text)
+    os.replace(file.name, path)
+    print(f"written: {path}")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars as Python numbers."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot stand in a JSON row: {value!r}")
