@@ -54,9 +54,7 @@ def residual(function: Function, strict: bool = False) -> Function:
             "Tokens that the drafter likes more than the target must get 0, not the difference.",
         ),
         (
-            lambda target, draft: (
-                (draft - target).clamp_min(0) / (draft - target).clamp_min(0).sum()
-            ),
+            lambda target, draft: sampling.residual(draft, target),
             "Target and draft are exchanged: what is left is what the drafter gave too little.",
         ),
         (lambda target, draft: target, "The target's own law counts the accepted part twice."),

@@ -113,13 +113,23 @@ def listing(seed: int) -> Example:
     return Example("listing", item.image, "List.", answer, item.scene)
 
 
+def places(seed: int) -> Example:
+    """All things of a scene, each place before its facts: what a caption mostly has to do."""
+    rng = random.Random(f"places {seed}")
+    item = example("caption", seed)
+    things = list(item.scene.things)
+    rng.shuffle(things)
+    parts = [f"{place(rng, t.cell)} {t.size} {t.colour} {t.kind}" for t in things]
+    return Example("places", item.image, "Places.", f"{'. '.join(parts)}.", item.scene)
+
+
 def question(seed: int) -> Example:
     """The last question of a conversation without the turns before it."""
     item = example("conversation", seed)
     return replace(item, task="question", prompt=item.prompt.rsplit(USER_TURN, 1)[-1])
 
 
-EXERCISES = {"lookup": lookup, "listing": listing, "question": question}
+EXERCISES = {"lookup": lookup, "listing": listing, "places": places, "question": question}
 
 
 def batches(

@@ -2,7 +2,7 @@
 
 Tower on cell labels, projector on words, short look-ups with the tower frozen, all tasks, then
 dense exercises (this is where place is bound to facts; a rate of 1e-3 turned out too high for
-that, so it is settled at 3e-4) and all tasks again. The text model is trained shallow and grown
+that, so it is settled at 3e-4), all tasks, places before facts, and all tasks again. The text model is trained shallow and grown
 by identity blocks at the end, which changes no logit, and trained on at its full depth.
 """
 
@@ -30,9 +30,14 @@ LOOKUP = Stage("lookup", steps=500, batch=64, lr=1e-3, final=0.3)
 FIRST_MIX = Stage("mix", steps=2800, batch=48, lr=1e-3, warmup=100, final=0.05, stop=970)
 BIND = Stage("bind", steps=900, batch=64, lr=1e-3, warmup=30, final=0.4, data=4_000, stop=542)
 SETTLE = Stage("settle", steps=300, batch=64, lr=3e-4, warmup=20, final=0.6, data=6_000)
-MAIN = Stage("main", steps=1000, batch=48, lr=4e-4, warmup=30, final=0.03, data=8_000)
-DEEP = Stage("deep", steps=150, batch=48, lr=1e-4, warmup=30, data=12_000)
+SECOND_MIX = Stage(
+    "main", steps=1000, batch=48, lr=4e-4, warmup=30, final=0.03, data=8_000, stop=831
+)
+PLACES = Stage("places", steps=400, batch=64, lr=5e-4, warmup=20, final=0.5, data=14_000)
+MAIN = Stage("last", steps=550, batch=48, lr=3.5e-4, warmup=20, final=0.03, data=10_000)
+DEEP = Stage("deep", steps=100, batch=48, lr=1e-4, warmup=20, data=12_000)
 BIND_WEIGHTS = {"listing": 0.45, "lookup": 0.2, "question": 0.35}
+PLACE_WEIGHTS = {"places": 0.4, "listing": 0.15, "question": 0.3, "caption": 0.15}
 SHALLOW_LAYERS, LAYERS = 4, 8
 CHAT_TEMPLATE = (  # the shape of LLaVA-1.5's: USER: <image> text ASSISTANT: answer
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
@@ -249,6 +254,8 @@ def train_target(tokenizer, work: Path, out: Path, device: str = "cpu") -> None:
     text_stage(FIRST_MIX, MIX_WEIGHTS, model, tokenizer, work, device)
     text_stage(BIND, BIND_WEIGHTS, model, tokenizer, work, device)
     text_stage(SETTLE, BIND_WEIGHTS, model, tokenizer, work, device)
+    text_stage(SECOND_MIX, MIX_WEIGHTS, model, tokenizer, work, device)
+    text_stage(PLACES, PLACE_WEIGHTS, model, tokenizer, work, device)
     text_stage(MAIN, MIX_WEIGHTS, model, tokenizer, work, device)
     model = grow(model, tokenizer, LAYERS).to(device)
     text_stage(DEEP, MIX_WEIGHTS, model, tokenizer, work, device)
