@@ -121,11 +121,8 @@ class RunConfig:
         from specnb.sampling import Sampling
         from specnb.scenes import TASKS
 
-        for field in fields(self):
-            value = _coerced(field.name, getattr(self, field.name), str(field.type))
-            if field.name in ("target", "draft", "prompts"):
-                value = _resolved(value)
-            object.__setattr__(self, field.name, value)
+        for name in ("target", "draft", "prompts"):
+            object.__setattr__(self, name, _resolved(getattr(self, name)))
         for name, least in (("draft_length", 1), ("n_prompts", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 value = getattr(self, name)
@@ -151,7 +148,8 @@ class RunConfig:
                 f"parameter {missing[0]!r} is missing: run the cell tagged 'parameters' first; "
                 f"it defines {', '.join(wanted)}"
             )
-        return cls(**{name: names[name] for name in wanted})
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        return cls(**{name: _coerced(name, names[name], kinds[name]) for name in wanted})
 
     @property
     def sampling(self):
@@ -275,10 +273,13 @@ class Panel:
 def panel(item: Any, record: Any, title: str | None = None) -> Panel:
     """The prompt, its picture (where there is one) and the strip of a run on it."""
     from specnb import views
+    from specnb.scenes import render
 
     picture = ""
     if item.image is not None:
-        shown = item.image.copy()
+        scene = getattr(item, "scene", None)
+        # A scene can be drawn anew, larger than the models see it; a photograph is only shrunk.
+        shown = item.image.copy() if scene is None else render(scene, 384)
         if max(shown.size) > 480:
             shown.thumbnail((480, 480))
         file = io.BytesIO()
@@ -286,7 +287,7 @@ def panel(item: Any, record: Any, title: str | None = None) -> Panel:
         data = base64.b64encode(file.getvalue()).decode("ascii")
         picture = (
             '<img alt="the picture that the prompt is about" width="192" style="flex:0 0 192px;'
-            "border:1px solid #8a8a8a;border-radius:6px;margin-top:4px;image-rendering:pixelated;"
+            "border:1px solid #8a8a8a;border-radius:6px;margin-top:4px;"
             f'align-self:flex-start" src="data:image/png;base64,{data}">'
         )
     asked = html.escape(item.prompt).replace("\n", "<br>")
@@ -306,16 +307,20 @@ def slider(
     max: int = 16,
     description: str = "draft length",
 ):
-    """A slider; every move calls `function(value)` anew and shows what comes back.
+    """A slider; every move calls `function(value)` anew and shows the HTML of what comes back.
 
-    Nothing is cached: what is on the screen was decoded for it. Only core widgets, and one call
-    per move. An exception is shown below the slider; the next move recovers from it.
+    Nothing is cached: what is on the screen was computed for it. One call per move. The first
+    call may raise; an exception of a later one is shown below the slider, and the next move
+    recovers from it. `name` names the value in error messages.
+
+    The view is an HTML widget and no Output widget: nbclient answers an Output widget on the
+    socket on which it awaits the end of the cell, and now and then that wake-up is lost, so
+    that a run by papermill never ends.
     """
     import ipywidgets
-    from IPython.display import display
 
     if not min <= value <= max:
-        raise ValueError(f"value={value}: give a number from {min} to {max}")
+        raise ValueError(f"{name}={value}: give a number from {min} to {max}")
     control = ipywidgets.IntSlider(
         value=value,
         min=min,
@@ -325,21 +330,30 @@ def slider(
         style={"description_width": "initial"},
         layout={"width": "420px"},
     )
-    hint = ipywidgets.Label()
+    hint, view = ipywidgets.Label(), ipywidgets.HTML()
 
-    def show(**chosen: int) -> None:
+    def compute(chosen: int) -> None:
         hint.value = "working …"
         start_s = time.perf_counter()
-        try:
-            result = function(chosen[name])
-        except Exception as error:
-            hint.value = f"stopped: {error}"
-            raise
-        display(result)
-        hint.value = f"computed in {time.perf_counter() - start_s:.1f} s"
+        shown = function(chosen)
+        if not hasattr(shown, "_repr_html_"):
+            raise TypeError(
+                f"{type(shown).__name__}: the function must give back something in HTML"
+            )
+        view.value = shown._repr_html_()
+        hint.value = f"{description} {chosen}, computed in {time.perf_counter() - start_s:.1f} s"
 
-    output = ipywidgets.interactive_output(show, {name: control})
-    return ipywidgets.VBox([ipywidgets.HBox([control, hint]), output])
+    def moved(change) -> None:
+        try:
+            compute(change["new"])
+        except Exception as error:  # an exception in a callback would be invisible in the page
+            text = html.escape(f"{type(error).__name__}: {error}")
+            view.value = f'<pre role="alert" style="white-space:pre-wrap">{text}</pre>'
+            hint.value = f"stopped at {name} = {change['new']}"
+
+    compute(value)
+    control.observe(moved, names="value")
+    return ipywidgets.VBox([ipywidgets.HBox([control, hint]), view])
 
 
 # ------------------------------------------------------------------------------------- results

@@ -96,6 +96,7 @@ def generate(model, prompt: str, image, max_new_tokens: int = MAX_NEW_TOKENS) ->
         input_ids=torch.tensor([ids], device=model.device),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
         do_sample=False,
+        eos_token_id=sorted(model.eos_ids) or None,
         max_new_tokens=min(max_new_tokens, room + 1),
         **extra,
     )

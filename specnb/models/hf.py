@@ -225,9 +225,10 @@ class HFModel:
             )
             return batch["input_ids"][0].tolist(), batch["pixel_values"]
         if self.n_placeholders:
-            text = self.template.chat(prompt, True).replace(
-                "<image>", "<image>" * self.n_placeholders
-            )
+            # The target's tokenizer: a drafter's own may have no entry for the image token.
+            text = self.template.chat(prompt, True)
+            text = text.replace("<image>", "<image>" * self.n_placeholders)
+            return self.template.tokenizer.encode(text, add_special_tokens=special), None
         return self.tokenizer.encode(text, add_special_tokens=special), None
 
     def open(self, prompt: str, image: Any = None) -> HFContext:

@@ -1,0 +1,297 @@
+"""specnb.notebook: parameters, prompts, the slider, the result row."""
+
+import json
+import os
+
+import ipywidgets
+import plotly.io
+import pytest
+import torch
+from PIL import Image
+
+import specnb as sn
+from specnb import notebook
+from specnb.notebook import RunConfig
+
+DEFAULTS = {field: getattr(RunConfig(), field) for field in RunConfig.__dataclass_fields__}
+
+
+# ---- parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("draft_length", "7", 7),
+        ("draft_length", 3.0, 3),
+        ("draft_length", " 4 ", 4),
+        ("temperature", 0, 0.0),
+        ("temperature", "1e-3", 0.001),
+        ("temperature", "0.7", 0.7),
+        ("top_p", "1", 1.0),
+        ("seed", "12", 12),
+        ("n_prompts", 2.0, 2),
+        ("task", "science", "science"),
+        ("target", None, ""),
+        ("draft", None, ""),
+        ("prompts", None, ""),
+        ("out_dir", 123, "123"),
+    ],
+)
+def test_values_of_papermill_are_coerced(name, given, value):
+    cfg = RunConfig.from_notebook({**DEFAULTS, name: given, "unrelated": object()})
+    assert getattr(cfg, name) == value and type(getattr(cfg, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("draft_length", 0, "draft_length=0: give a whole number >= 1"),
+        ("draft_length", "many", "draft_length='many': give a whole number"),
+        ("draft_length", 2.5, "draft_length=2.5: give a whole number"),
+        ("draft_length", True, "draft_length=True: give a whole number"),
+        ("draft_length", None, "draft_length=None: give a whole number"),
+        ("draft_length", [1, 2], "draft_length=.* give a whole number"),
+        ("temperature", -1, "temperature=-1.0: give a finite number >= 0"),
+        ("temperature", "nan", "temperature=nan"),
+        ("temperature", "hot", "temperature='hot': give a number"),
+        ("top_p", 0, r"top_p=0.0: give a number in \(0, 1\]"),
+        ("top_p", 1.5, "top_p=1.5"),
+        ("task", "captions", "task='captions': choose one of caption, conversation, science"),
+        ("task", 1.5, "task=1.5: give a text"),
+        ("n_prompts", 0, "n_prompts=0: give a whole number >= 1"),
+        ("seed", -1, "seed=-1: give a whole number >= 0"),
+        ("target", "./nowhere", "model './nowhere': there is no such folder"),
+        ("draft", "a/b/c", "model 'a/b/c': there is no such folder"),
+        ("prompts", "none.jsonl", "prompts='none.jsonl': there is no such file"),
+        ("out_dir", __file__, "this is a file; give a folder"),
+    ],
+)
+def test_wrong_values_are_refused_in_words(name, given, said):
+    with pytest.raises(ValueError, match=said):
+        RunConfig.from_notebook({**DEFAULTS, name: given})
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_missing_parameter_is_named(name):
+    names = {key: value for key, value in DEFAULTS.items() if key != name}
+    with pytest.raises(ValueError, match=f"parameter '{name}' is missing.*draft_length"):
+        RunConfig.from_notebook(names)
+
+
+def test_paths_may_be_relative_to_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = RunConfig(prompts="README.md")
+    assert cfg.prompts == str(notebook.ROOT / "README.md")
+    (tmp_path / "README.md").write_text("here")
+    assert RunConfig(prompts="README.md").prompts == "README.md"
+
+
+def test_config_gives_the_sampling():
+    assert RunConfig(temperature=0.7, top_p=0.9).sampling == sn.Sampling(0.7, top_p=0.9)
+
+
+# ---- prompts
+
+
+def test_built_in_items():
+    cfg = RunConfig(task="science", n_prompts=2, seed=3)
+    found = notebook.items(cfg)
+    assert [item.prompt for item in found] == [
+        item.prompt for item in sn.scenes.examples("science", 2, 3)
+    ]
+    groups = notebook.by_task(cfg)
+    assert list(groups) == list(sn.scenes.TASKS)
+    assert all(len(group) == 2 for group in groups.values())
+
+
+def write(tmp_path, *rows) -> RunConfig:
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return RunConfig(prompts=str(path), n_prompts=9)
+
+
+def test_items_of_a_file(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (8, 6), 3).save(tmp_path / "pictures" / "a.png")
+    cfg = write(
+        tmp_path,
+        {"prompt": "What?", "image": "pictures/a.png", "task": "mine"},
+        "",
+        {"prompt": "And?", "image": None},
+    )
+    first, second = notebook.items(cfg)
+    assert (first.prompt, first.task, first.image.mode, first.image.size) == (
+        "What?",
+        "mine",
+        "RGB",
+        (8, 6),
+    )
+    assert (second.prompt, second.image, second.task, second.scene) == (
+        "And?",
+        None,
+        "prompts",
+        None,
+    )
+    assert list(notebook.by_task(cfg)) == ["mine", "prompts"]
+    assert len(notebook.items(RunConfig(prompts=cfg.prompts, n_prompts=1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: this is no JSON"),
+        ("[1]", "line 2: write an object"),
+        ("{}", "line 2: 'prompt' is missing"),
+        ({"prompt": "  "}, "line 2: 'prompt' is missing or empty"),
+        ({"prompt": 3}, "line 2: 'prompt' is missing or empty"),
+        ({"prompt": "a", "picture": "x"}, "line 2: unknown key 'picture'; known are prompt, image"),
+        ({"prompt": "a", "image": "none.png"}, "line 2: image=.*no such file"),
+        ({"prompt": "a", "image": 3}, "line 2: image=3: give a text"),
+        ({"prompt": "a", "image": "p.jsonl"}, "line 2: image=.*no picture"),
+        ({"prompt": "a", "task": ["b"]}, "line 2: task="),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, said):
+    with pytest.raises(ValueError, match=said):
+        notebook.items(write(tmp_path, {"prompt": "fine"}, line))
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the file is empty"):
+        notebook.items(write(tmp_path, "", " "))
+
+
+# ---- results
+
+
+def test_row_is_written_in_one_step(tmp_path, capsys, monkeypatch):
+    cfg = RunConfig(out_dir=str(tmp_path / "new" / "folder"))
+    figures = {"tau": torch.tensor(2.5), "n": 3, "none": None}
+    path = notebook.save_row(cfg, "00_x", figures, text="über")
+    row = json.loads(path.read_text(encoding="utf-8"))
+    assert path.name == "00_x.json" and os.listdir(path.parent) == ["00_x.json"]
+    assert row["headline"] == {"tau": 2.5, "n": 3, "none": None} and row["text"] == "über"
+    assert row["config"] == {**DEFAULTS, "out_dir": cfg.out_dir} and row["notebook"] == "00_x"
+    for wrong in ({"x": float("nan")}, {"x": object()}):
+        with pytest.raises((ValueError, TypeError)):
+            notebook.save_row(cfg, "00_x", wrong)
+    assert json.loads(path.read_text(encoding="utf-8")) == row  # the old row is untouched
+    assert os.listdir(path.parent) == ["00_x.json"]
+    capsys.readouterr()
+    assert notebook.save_row(RunConfig(), "00_x", {}) is None
+    assert "nothing is written" in capsys.readouterr().out
+
+
+# ---- slider
+
+
+class Html:
+    def __init__(self, text):
+        self.text = text
+
+    def _repr_html_(self):
+        return self.text
+
+
+def parts(box):
+    controls, view = box.children
+    slider, hint = controls.children
+    return slider, hint, view
+
+
+def test_every_move_computes_anew():
+    calls = []
+
+    def show(length):
+        calls.append(length)
+        return Html(f"<b>{length}</b>, call {len(calls)}")
+
+    slider, hint, view = parts(notebook.slider(show, value=5, min=1, max=16))
+    assert view.value == "<b>5</b>, call 1"
+    for value, shown in ((1, 1), (16, 16), (99, None), (5, 5), (1, 1), (-3, None)):
+        slider.value = value  # beyond an end it stays at the end, and nothing moves
+        assert shown is None or view.value.startswith(f"<b>{shown}</b>")
+    assert calls == [5, 1, 16, 5, 1] and "computed in" in hint.value
+    assert slider.continuous_update is False
+    assert all(type(w).__module__.startswith("ipywidgets") for w in (slider, hint, view))
+
+
+def test_an_error_is_shown_and_the_next_move_recovers():
+    def show(length):
+        if length == 2:
+            raise ValueError("no <b> here")
+        return Html("fine") if length != 3 else 3
+
+    slider, hint, view = parts(notebook.slider(show, name="draft_length", value=1, max=4))
+    slider.value = 2
+    assert "ValueError: no &lt;b&gt; here" in view.value and hint.value == (
+        "stopped at draft_length = 2"
+    )
+    slider.value = 4
+    assert view.value == "fine"
+    slider.value = 3
+    assert "TypeError: int" in view.value
+    with pytest.raises(ValueError, match="no <b> here"):  # the first call fails its cell
+        notebook.slider(show, value=2)
+    with pytest.raises(ValueError, match="length=9: give a number from 1 to 4"):
+        notebook.slider(show, name="length", value=9, max=4)
+
+
+def test_no_output_widget():
+    """nbclient answers one on the socket on which it waits for the cell; a wake-up may be lost."""
+    before = set(ipywidgets.Widget.get_manager_state()["state"])
+    box = notebook.slider(lambda length: Html("x"))
+    state = ipywidgets.Widget.get_manager_state()["state"]
+    names = {state[key]["model_name"] for key in set(state) - before}
+    assert "OutputModel" not in names and "IntSliderModel" in names and box.children
+
+
+# ---- set-up
+
+
+@pytest.fixture
+def settings_kept():
+    threads, renderer = torch.get_num_threads(), plotly.io.renderers.default
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    plotly.io.renderers.default = renderer
+
+
+def test_setup_prints_one_line(settings_kept, capsys, monkeypatch):
+    monkeypatch.delenv("PLOTLY_RENDERER", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for _ in range(2):
+        sn.setup()
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("specnb ") and line.endswith("1 thread") and "torch" in line
+    assert plotly.io.renderers.default == "plotly_mimetype"
+    sn.setup(threads=2, renderer="json", dtype="float64")
+    assert "2 threads" in capsys.readouterr().out
+    assert plotly.io.renderers.default == "json"
+    assert torch.get_default_dtype() is torch.float64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"threads": 0}, "threads=0"),
+        ({"threads": "two"}, "threads='two'"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"renderer": "crayon"}, "crayon"),
+    ],
+)
+def test_setup_refuses_in_words(settings_kept, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        sn.setup(**arguments)
+
+
+def test_panel_escapes_the_prompt():
+    pair = sn.Pair(sn.models.TableModel.random(3), sn.models.TableModel.random(3, seed=1))
+    run = sn.speculative(pair, [0], max_new_tokens=4)
+    picture = Image.new("RGB", (900, 600))
+    shown = notebook.panel(notebook.Item("<script>\nx", picture), run)._repr_html_()
+    assert "&lt;script&gt;<br>x" in shown and "<script" not in shown
+    assert "data:image/png;base64," in shown
+    assert "<img" not in notebook.panel(notebook.Item("x"), run)._repr_html_()

@@ -1,0 +1,51 @@
+"""Two small models that nobody here trained, where they lie beside the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import specnb as sn
+from specnb.bench.exactness import generate
+
+FOLDER = Path(__file__).parents[2] / "shared" / "real"
+PROMPTS = ("Once upon a time", "One day, a little girl", "Tom and Lily", "There was a dog")
+# Block efficiency by an independent implementation, 4 prompts x 100 tokens: about +-10 %.
+GREEDY = {3: 2.41, 5: 2.84, 7: 2.96}
+SAMPLED = {3: 2.37, 5: 2.58, 7: 2.76}
+
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="the two real models are not here (../shared/real)"
+)
+
+
+@pytest.fixture(scope="module")
+def pair() -> sn.Pair:
+    return sn.load_pair(str(FOLDER / "stories260K"), str(FOLDER / "llama2xs-500it"), device="cpu")
+
+
+def test_greedy_equality_and_end_token(pair):
+    pair.target.eos_ids = frozenset([1])  # their config says 2; they end a story with 1
+    for prompt in PROMPTS:
+        plain = sn.autoregressive(pair.target, prompt, max_new_tokens=100)
+        assert plain.token_ids == generate(pair.target, prompt, None, 100)
+        run = sn.speculative(pair, prompt, max_new_tokens=100)
+        assert run.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_block_efficiency_is_the_reference_one(pair, temperature):
+    for length, reference in (GREEDY if temperature == 0 else SAMPLED).items():
+        emitted = calls = 0
+        for seed, prompt in enumerate(PROMPTS * (1 if temperature == 0 else 2)):
+            run = sn.speculative(
+                pair,
+                prompt,
+                drafter=sn.Chain(length),
+                sampling=sn.Sampling(temperature),
+                max_new_tokens=100,
+                seed=seed,
+            )
+            emitted, calls = emitted + len(run.token_ids), calls + len(run.blocks)
+        assert emitted / calls == pytest.approx(reference, rel=0.12)
