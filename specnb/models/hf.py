@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ def load_model(folder: str, device: str = "auto", dtype: str = "auto") -> HFMode
     kind = {"auto": "float32" if device == "cpu" else "auto"}.get(dtype, dtype)
     check_folder(folder)
 
-    import transformers
+    with _quiet() as transformers:
+        return _load(transformers, folder, device, kind)
 
-    transformers.utils.logging.disable_progress_bar()
-    local = Path(folder).is_dir()
-    common = {"trust_remote_code": False, "local_files_only": local}
+
+def _load(transformers, folder: str, device: str, kind: str) -> HFModel:
+    common = {"trust_remote_code": False, "local_files_only": Path(folder).is_dir()}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **common)
     except OSError as error:
@@ -55,20 +57,36 @@ def load_model(folder: str, device: str = "auto", dtype: str = "auto") -> HFMode
             f"model {folder!r}: no such folder, and no model of this name could be fetched; give a "
             "folder that holds config.json, tokenizer and *.safetensors, or a hub id while online"
         ) from error
-    sees_images = hasattr(config, "vision_config")
-    auto = transformers.AutoModelForImageTextToText if sees_images else None
-    module = (auto or transformers.AutoModelForCausalLM).from_pretrained(
-        folder, dtype=kind, use_safetensors=True, **common
-    )
-    processor = (
-        transformers.AutoProcessor.from_pretrained(folder, **common) if sees_images else None
-    )
-    tokenizer = (
-        processor.tokenizer
-        if sees_images
-        else transformers.AutoTokenizer.from_pretrained(folder, **common)
-    )
-    return HFModel(module.to(device).eval(), tokenizer, str(folder), processor)
+    weights = {"dtype": kind, "use_safetensors": True, **common}
+    if not hasattr(config, "vision_config"):
+        module = transformers.AutoModelForCausalLM.from_pretrained(folder, **weights)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
+        return HFModel(module.to(device).eval(), tokenizer, str(folder))
+    processor = transformers.AutoProcessor.from_pretrained(folder, **common)
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(
+            f"model {folder!r}: it sees images, but has no image processor; add "
+            "processor_config.json (or preprocessor_config.json)"
+        )
+    module = transformers.AutoModelForImageTextToText.from_pretrained(folder, **weights)
+    return HFModel(module.to(device).eval(), processor.tokenizer, str(folder), processor)
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """transformers without progress bars and advice; real errors are raised, not logged."""
+    import transformers
+
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_folder(folder: str) -> None:

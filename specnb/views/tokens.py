@@ -172,7 +172,8 @@ def _tip(record: Record, row: TokenRow) -> str:
     laws = "".join(
         f'<div><div class="snb-head">{name}</div>'
         + "".join(
-            f'<div class="snb-pair"><bdi>{html.escape(text)}</bdi><span>{number(value)}</span></div>'
+            f'<div class="snb-pair"><bdi>{html.escape(text)}</bdi>'
+            f"<span>{number(value)}</span></div>"
             for text, value in lines
         )
         + "</div>"
