@@ -2,7 +2,8 @@
 
 Tower on cell labels, projector on words, short look-ups with the tower frozen, all tasks, dense
 exercises. Facts came out right and places did not: a linear read-out showed that the tower had
-kept what is in a cell and lost which cell it is. `EYES` teaches it that, and all tasks follow.
+kept what is in a cell and lost which cell it is. `EYES` teaches it that, and all tasks follow,
+questions once more at the end (from a thing to its facts is harder than from a place).
 The text model is trained shallow and grown by identity blocks at the end, which changes no logit,
 and trained on at its full depth.
 """
@@ -38,8 +39,10 @@ PLACES = Stage("places", steps=400, batch=64, lr=5e-4, warmup=20, final=0.5, dat
 EYES = Stage("eyes", steps=600, batch=64, lr=1.5e-3, warmup=20, data=20_000)
 FOCUS = Stage("focus", steps=160, batch=64, lr=5e-4, warmup=20, final=0.7, data=18_000)
 MAIN = Stage("final", steps=700, batch=48, lr=4e-4, warmup=20, final=0.03, data=24_000)
-DEEP = Stage("deep", steps=60, batch=48, lr=1e-4, warmup=10, data=12_000)
+ASK = Stage("ask", steps=320, batch=64, lr=5e-4, warmup=15, final=0.12, data=30_000)
+DEEP = Stage("deep", steps=50, batch=48, lr=1.5e-4, warmup=6, final=0.05, data=12_000)
 BIND_WEIGHTS = {"listing": 0.45, "lookup": 0.2, "question": 0.35}
+ASK_WEIGHTS = {"question": 0.45, "lookup": 0.22, "science": 0.15, "caption": 0.18}
 PLACE_WEIGHTS = {"places": 0.4, "listing": 0.15, "question": 0.3, "caption": 0.15}
 SHALLOW_LAYERS, LAYERS = 4, 8
 CHAT_TEMPLATE = (  # the shape of LLaVA-1.5's: USER: <image> text ASSISTANT: answer
@@ -271,6 +274,7 @@ def train_target(tokenizer, work: Path, out: Path, device: str = "cpu") -> None:
     tower_stage(EYES, True, model, work, device)
     text_stage(FOCUS, PLACE_WEIGHTS, model, tokenizer, work, device)
     text_stage(MAIN, MIX_WEIGHTS, model, tokenizer, work, device)
+    text_stage(ASK, ASK_WEIGHTS, model, tokenizer, work, device)
     model = grow(model, tokenizer, LAYERS).to(device)
     text_stage(DEEP, MIX_WEIGHTS, model, tokenizer, work, device)
     save(model, tokenizer, out)

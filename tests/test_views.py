@@ -1,0 +1,168 @@
+"""The token strip and the plots: escaped, complete, readable, and true to the record."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import specnb as sn
+from specnb.models import TableModel
+from specnb.record import VERDICTS
+from specnb.views import plots
+from specnb.views.look import CARD, LOOKS, number, visible
+
+VOID = {"meta", "br", "hr", "img"}
+EVIL = ["<script>alert(1)</script>", '"><u onclick=x>', "\u202edesrever", "\x00", "🚤", "", "&amp;"]
+
+
+@pytest.fixture(scope="module")
+def run() -> sn.Record:
+    target, noise = TableModel.random(5, seed=0), TableModel.random(5, seed=1)
+    pair = sn.Pair(target, TableModel(target.logits + 0.6 * noise.logits))
+    return sn.speculative(pair, [0], sampling=sn.Sampling(1.0), max_new_tokens=40, seed=3)
+
+
+@pytest.fixture(scope="module")
+def evil(run) -> sn.Record:
+    rows = tuple(row._replace(text=EVIL[i % len(EVIL)]) for i, row in enumerate(run.tokens))
+    texts = {i: EVIL[i % len(EVIL)] for i in range(5)}
+    return replace(run, tokens=rows, token_texts=texts)
+
+
+class Balance(HTMLParser):
+    """Collects tags, and fails where one closes that is not open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.labels: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        self.labels += [value for name, value in attrs if name == "aria-label"]
+        assert not any(name.startswith("on") for name, _ in attrs), attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag
+
+
+def parsed(html: str) -> Balance:
+    reader = Balance()
+    reader.feed(html)
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_text_of_a_model_is_only_ever_text(evil, compare):
+    html = sn.views.tokens(evil, title="<i>x</i>", compare=compare).html
+    reader = parsed(html)
+    assert not reader.seen & {"script", "u", "i", "link", "iframe", "img"}
+    assert "\u202e" not in html and "\x00" not in html and "U+202E" in html
+    assert "http" not in html and "url(" not in html and "@import" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_every_verdict_has_its_sign_and_words(run):
+    html = sn.views.tokens(run).html
+    labels = parsed(html).labels
+    seen = {row.verdict for row in run.tokens}
+    assert seen >= {"accepted", "rejected", "correction", "unexamined", "bonus"}
+    for verdict in seen:
+        assert LOOKS[verdict].sign in html
+        assert any(verdict in label for label in labels)
+    assert set(LOOKS) == set(VERDICTS) and len({look.sign for look in LOOKS.values()}) == 6
+
+
+def test_a_rejected_token_is_followed_by_its_correction(run):
+    order = re.findall(r'class="snb-t snb-(\w+) snb-\w+" role', sn.views.tokens(run).html)
+    assert len(order) == len(run.tokens)
+    for before, after in zip(order, order[1:], strict=False):
+        if before == "rejected":
+            assert after == "correction"
+
+
+def test_the_panel_shows_the_numbers_of_the_record(run):
+    html = sn.views.tokens(run).html
+    panels = re.split(r'class="snb-t snb-\w+ snb-\w+" role', html)[1:]
+    by_order = sorted(run.tokens, key=lambda row: (row.block, row.depth, row.node < 0))
+    for panel, row in zip(panels, by_order, strict=True):
+        assert number(row.target_prob) in panel
+        if row.draft_prob is not None:
+            assert number(row.draft_prob) in panel and number(row.draft_entropy) in panel
+        for _, prob in row.target_top:
+            assert number(prob) in panel
+
+
+def test_the_strip_is_deterministic_and_a_file(run, tmp_path):
+    assert sn.views.tokens(run).html == sn.views.tokens(run).html
+    page = sn.views.tokens(run).to_file(tmp_path / "strip.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and sn.views.tokens(run).html in page
+
+
+def test_the_svg_is_well_formed(evil, run):
+    for record in (evil, run):
+        root = ET.fromstring(sn.views.svg(record))
+        assert root.tag.endswith("svg")
+    assert len(list(ET.fromstring(sn.views.svg(run)).iter())) > len(run.tokens)
+
+
+def contrast(a: str, b: str) -> float:
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    high, low = sorted((light(a), light(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_in_both_themes():
+    for theme in ("light", "dark"):
+        for look in LOOKS.values():
+            ink, ground, _ = getattr(look, theme)
+            assert contrast(ink, ground) >= 4.5, (look.meaning, theme)
+        assert contrast(*CARD[theme][:2]) >= 4.5
+    assert contrast("#777777", "#888888") < 4.5  # the check can fail
+
+
+@pytest.mark.parametrize("text", ["\u202e", "\x00", "\u200b", "\n", " a"])
+def test_nothing_hidden(text):
+    assert text.strip(" a") not in visible(text) or text == " a"
+    assert visible(" a") == "␣a"
+
+
+def test_plots_show_the_records_numbers(run):
+    figure = plots.acceptance_by_position(run)
+    heights = [list(trace.y) for trace in figure.data if trace.y is not None]
+    assert any(
+        row[: len(run.metrics.acceptance_by_depth)] == pytest.approx(run.metrics.acceptance_by_depth)
+        for row in heights
+    )
+    examined = [row for row in run.tokens if row.accept_prob is not None]
+    sizes = [len(trace.x) for trace in plots.entropy_against_acceptance(run).data]
+    assert len(examined) in sizes
+    curve = plots.block_efficiency_curve([1, 2, 4], [1.4, 1.7, 1.9], 0.5)
+    assert any(list(trace.y) == [1.4, 1.7, 1.9] for trace in curve.data)
+    speed = plots.speedup_curve([0.8], 0.05, 10)
+    wanted = [sn.theory.walltime_improvement(0.8, n, 0.05) for n in range(0, 11)]
+    values = [float(y) for trace in speed.data for y in trace.y]
+    assert any(abs(value - max(wanted)) < 1e-9 for value in values)
+
+
+def test_laws_show_the_residual():
+    target = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    draft = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    figure = plots.laws(target, draft, ["a", "b", "c"])
+    bars = {trace.name: [float(y) for y in trace.y] for trace in figure.data}
+    residual = next(values for name, values in bars.items() if "residual" in name)
+    assert sorted(residual) == pytest.approx([0, 0, 1])
