@@ -20,8 +20,8 @@ from specnb.training.loop import Stage, train
 ANSWERS_SEED = 2_000  # scenes that neither the target's training nor the evaluation uses
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0)
 MIX = {"caption": 0.5, "conversation": 0.28, "science": 0.22}
-N_ANSWERS, BATCH, N_TOP, MAX_NEW_TOKENS = 4_800, 64, 32, 100
-DRAFTER = Stage("drafter", steps=2400, batch=64, lr=4e-3, warmup=100, final=0.02)
+N_ANSWERS, BATCH, N_TOP, MAX_NEW_TOKENS = 3_840, 64, 32, 100
+DRAFTER = Stage("drafter", steps=2000, batch=64, lr=4e-3, warmup=100, final=0.02)
 
 
 def build(tokenizer, seed: int = 0):
