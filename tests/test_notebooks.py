@@ -15,6 +15,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import builders
 import nbformat
 import papermill
 import pytest
@@ -344,3 +345,13 @@ def test_interface_of_the_real_thing(tmp_path):
     assert [row["status"] for row in rows] == ["ok"] * len(PATHS), [row["error"] for row in rows]
     executed = (tmp_path / "out" / "02_language_only_drafting.ipynb").read_text(encoding="utf-8")
     assert "576 image tokens stay in the drafter's prompt" in executed
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_the_interface_of_llava_15(tmp_path):
+    """Random weights with LLaVA-1.5's vocabularies, 576 image tokens and template."""
+    target = builders.llava15(tmp_path / "llava")
+    draft = builders.llama(tmp_path / "draft", 32000, seed=5, layers=1)
+    rows = batch.run(PATHS, tmp_path / "out", {"target": target, "draft": draft, "n_prompts": 1})
+    assert [row["status"] for row in rows] == ["ok"] * len(PATHS), [row["error"] for row in rows]

@@ -145,7 +145,8 @@ def test_plots_show_the_records_numbers(run):
     figure = plots.acceptance_by_position(run)
     heights = [list(trace.y) for trace in figure.data if trace.y is not None]
     assert any(
-        row[: len(run.metrics.acceptance_by_depth)] == pytest.approx(run.metrics.acceptance_by_depth)
+        row[: len(run.metrics.acceptance_by_depth)]
+        == pytest.approx(run.metrics.acceptance_by_depth)
         for row in heights
     )
     examined = [row for row in run.tokens if row.accept_prob is not None]
