@@ -194,8 +194,8 @@ def world_facts(pair: sn.Pair, n: int) -> dict:
     """Is the world neither too easy nor too hard? Figures on captions at temperature 1.
 
     Entropy of the target per token; rank correlation of the draft's entropy with the acceptance
-    probability of its position, sum(min(target, draft)); the drafter's greedy accuracy on first mentions of colour,
-    kind and count beside the best constant guess at those places. A count behind "is" or "are"
+    probability of its position, sum(min(target, draft)); the drafter's greedy accuracy on first
+    mentions of colour, kind and count beside the best constant guess. A count behind "is" or "are"
     does not enter: the verb has told it already.
     """
     items = examples("caption", n, UNSEEN_SEED + 1)

@@ -164,9 +164,10 @@ the picture world of `specnb.scenes` and knows nothing else.
     python -m specnb.training tokenizer
     python -m specnb.training target
 
-Seed 0, {machine}. A killed run goes on from its last checkpoint. To train on from here, raise the
-steps of `MAIN` or `DEEP` in `specnb/training/target.py` and call the same command again.
-Minutes are wall-clock on a machine that did other work as well.
+Seed 0, {machine}. A killed run goes on from its last checkpoint. Minutes are wall-clock on a
+machine that did other work as well. To train on from these weights:
+
+    python -m specnb.training target --start data/models/target
 
 {stages}
 

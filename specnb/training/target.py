@@ -42,6 +42,7 @@ MAIN = Stage("final", steps=700, batch=48, lr=4e-4, warmup=20, final=0.03, data=
 ASK = Stage("ask", steps=320, batch=64, lr=5e-4, warmup=15, final=0.12, data=30_000)
 DEEP = Stage("deep", steps=50, batch=48, lr=1.5e-4, warmup=6, final=0.05, data=12_000)
 BIND_WEIGHTS = {"listing": 0.45, "lookup": 0.2, "question": 0.35}
+MORE = Stage("more", steps=4000, batch=48, lr=3e-4, warmup=50, final=0.03, data=40_000)
 ASK_WEIGHTS = {"question": 0.45, "lookup": 0.22, "science": 0.15, "caption": 0.18}
 PLACE_WEIGHTS = {"places": 0.4, "listing": 0.15, "question": 0.3, "caption": 0.15}
 SHALLOW_LAYERS, LAYERS = 4, 8
@@ -277,4 +278,14 @@ def train_target(tokenizer, work: Path, out: Path, device: str = "cpu") -> None:
     text_stage(ASK, ASK_WEIGHTS, model, tokenizer, work, device)
     model = grow(model, tokenizer, LAYERS).to(device)
     text_stage(DEEP, MIX_WEIGHTS, model, tokenizer, work, device)
+    save(model, tokenizer, out)
+
+
+def train_on(tokenizer, start: Path, work: Path, out: Path, device: str = "cpu") -> None:
+    """Goes on from finished weights: the stage `MORE` at full depth, with a share of questions."""
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32).to(device)
+    weights = {**MIX_WEIGHTS, "question": 0.3}
+    text_stage(MORE, weights, model, tokenizer, work, device)
     save(model, tokenizer, out)
