@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import specnb as sn
-from specnb.bench import quality
+from specnb.bench import cards, quality
 from specnb.scenes import examples, is_right, score
-from specnb.training import cards
 
 DATA = Path(__file__).parents[1] / "data"
 N = 40

@@ -11,7 +11,7 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m specnb.training", description=__doc__)
-    parser.add_argument("what", choices=("tokenizer", "sets", "target", "drafter", "cards"))
+    parser.add_argument("what", choices=("tokenizer", "sets", "target", "drafter"))
     parser.add_argument(
         "--work", type=Path, default=Path("runs/training"), help="checkpoints, metrics"
     )
@@ -38,14 +38,6 @@ def main() -> None:
         from specnb.training.sets import write_sets
 
         write_sets(DATA)
-        return
-    if options.what == "cards":
-        from specnb.training import cards
-
-        figures = cards.load_figures(DATA / "models" / "quality.json")
-        training = cards.load_figures(DATA / "models" / "training.json")
-        cards.write_cards(DATA, figures, training)
-        cards.write_data_readme(DATA)
         return
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     if options.what == "target":

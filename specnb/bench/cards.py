@@ -1,15 +1,17 @@
-"""Model cards and the data folder's README, written from measured figures and file hashes."""
+"""Model cards and the README of `data/`, from measured figures: `python -m specnb.bench.cards`."""
 
 import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+from specnb.bench.quality import BARS
 from specnb.scenes import TASKS
 from specnb.training import drafter, target
 from specnb.training.loop import Stage
 
 PACKAGE = Path(__file__).resolve().parents[1]
+DATA = PACKAGE.parent / "data"
 
 
 def sha256(*paths: Path) -> str:
@@ -74,8 +76,6 @@ def _stages(seconds: dict[str, float], recipe) -> str:
 
 def target_table(figures: dict) -> str:
     """Quality against the bars, as Markdown."""
-    from specnb.bench.quality import BARS
-
     seen = figures["target"]
     lines = ["| measured | value | bar |", "|---|---|---|"]
     for name, bar in BARS.items():
@@ -226,3 +226,12 @@ by `specnb.training` on those. Licence: Apache-2.0, like the code. No file comes
 |---|---|---|
 {rows}
 """
+
+
+if __name__ == "__main__":
+    write_cards(
+        DATA,
+        load_figures(DATA / "models" / "quality.json"),
+        load_figures(DATA / "models" / "training.json"),
+    )
+    write_data_readme(DATA)
