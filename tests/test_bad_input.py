@@ -163,3 +163,10 @@ def test_a_missing_drafter():
     table = sn.models.TableModel(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="draft=None"):
         sn.speculative(sn.Pair(table), [0])
+
+
+def test_a_seeing_model_without_a_template(seeing, monkeypatch):
+    no_forward(monkeypatch)
+    monkeypatch.setattr(seeing.processor, "chat_template", None)
+    with pytest.raises(ValueError, match="chat_template.jinja"):
+        sn.autoregressive(seeing, "Describe.", render(random_scene(1)))

@@ -218,19 +218,18 @@ class HFModel:
         """The prompt in the chat template, if there is one; `<image>` stands in it with `image`."""
         if self.template is not None and not self.sees_images:
             return self.template.chat(prompt, image)
-        template = getattr(self.processor or self.tokenizer, "chat_template", None)
-        if template is None:
-            return (
-                f"USER: {'<image>' + chr(10) if image else ''}{prompt} ASSISTANT:"
-                if (self.sees_images)
-                else prompt
-            )
+        speaker = self.processor or self.tokenizer
+        if getattr(speaker, "chat_template", None) is None:
+            if self.sees_images:
+                raise ValueError(
+                    f"model {self.path!r}: it has no chat template, so nothing says where the "
+                    "image goes; add chat_template.jinja"
+                )
+            return prompt  # a base model goes on from the text as it stands
         content = [{"type": "image"}] if image else []
         content.append({"type": "text", "text": prompt})
         message = {"role": "user", "content": content if self.sees_images else prompt}
-        return (self.processor or self.tokenizer).apply_chat_template(
-            [message], add_generation_prompt=True, tokenize=False
-        )
+        return speaker.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
     def encode(self, prompt: str, image: Any = None) -> tuple[list[int], Tensor | None]:
         """Token ids of the templated prompt (image positions filled in) and pixel values."""
