@@ -33,7 +33,7 @@ run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/
 	$(PY) -m specnb.batch run
 
 test: $(STAMP)  ## the tests
-	$(PY) -m pytest -q
+	$(PY) -m pytest
 
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.

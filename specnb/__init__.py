@@ -21,7 +21,14 @@ _HOME = {
     "DraftTree": "specnb.tree",
     "Record": "specnb.record",
     "Chain": "specnb.drafters",
+    "GumbelTopK": "specnb.drafters",
+    "StochasticBeam": "specnb.drafters",
+    "IIDTree": "specnb.drafters",
+    "TopKTree": "specnb.drafters",
+    "PromptLookup": "specnb.drafters",
     "FixedLength": "specnb.stopping",
+    "MaxConfidence": "specnb.stopping",
+    "AdaEDL": "specnb.stopping",
     "speculative": "specnb.decode",
     "autoregressive": "specnb.decode",
     "Pair": "specnb.models",
@@ -48,12 +55,19 @@ __all__ = [*_HOME, *_MODULES]
 if TYPE_CHECKING:
     from specnb import exact, models, scenes, theory, views  # noqa: F401
     from specnb.decode import autoregressive, speculative  # noqa: F401
-    from specnb.drafters import Chain  # noqa: F401
+    from specnb.drafters import (  # noqa: F401
+        Chain,
+        GumbelTopK,
+        IIDTree,
+        PromptLookup,
+        StochasticBeam,
+        TopKTree,
+    )
     from specnb.models import Pair, load_model, load_pair  # noqa: F401
     from specnb.notebook import RunConfig, setup  # noqa: F401
     from specnb.record import Record  # noqa: F401
     from specnb.sampling import Draws, Sampling  # noqa: F401
-    from specnb.stopping import FixedLength  # noqa: F401
+    from specnb.stopping import AdaEDL, FixedLength, MaxConfidence  # noqa: F401
     from specnb.tree import DraftTree  # noqa: F401
 
 

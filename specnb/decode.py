@@ -82,7 +82,7 @@ def speculative(
     _check(pair.target, prompt, image, max_new_tokens)
     began = time.perf_counter()
     target = pair.target.open(prompt, image)
-    drafting = drafter.start(pair.draft, prompt, image, draft_sampling or sampling)
+    drafting = drafter.start(pair, prompt, image, draft_sampling or sampling)
     prefill_s = time.perf_counter() - began
     # The last token a context can say needs no position of its own: nothing is fed behind it.
     budget = min(max_new_tokens, target.room + 1)

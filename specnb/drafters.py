@@ -1,12 +1,19 @@
-"""Drafters: frozen settings, and the drafting of one run that grows a `DraftTree` per block."""
+"""Drafters: frozen settings, and the drafting of one run that grows a `DraftTree` per block.
 
-from collections.abc import Hashable, Sequence
+Every drafter with a model is one method, `expand`: which children the nodes of a level get, and
+the law that each child was drawn from. `TreeDrafting` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from specnb.models.base import Context, Model, PromptTooLong
+from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, StoppingRule
 from specnb.tree import DraftTree, empty_tree
@@ -29,15 +36,18 @@ class Drafting(Protocol):
 class Drafter(Protocol):
     """Frozen settings of a drafter."""
 
-    def start(self, draft: Model | None, prompt: Any, image: Any, sampling: Sampling) -> Drafting:
-        """The drafting of one run. `sampling` is the law that drafts are drawn from."""
+    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> Drafting:
+        """The drafting of one run. `sampling` is the law that drafts are drawn from.
+
+        It runs `pair.draft`; of `pair.target` it may ask how tokens are made, but not run it.
+        """
 
 
 @dataclass(frozen=True)
 class NoDraft:
     """Proposes nothing: with it, the speculative loop is plain autoregressive decoding."""
 
-    def start(self, draft, prompt, image, sampling) -> "NoDraft":
+    def start(self, pair, prompt, image, sampling) -> NoDraft:
         return self
 
     @property
@@ -51,30 +61,56 @@ class NoDraft:
         pass
 
 
+class Drawn(NamedTuple):
+    """A child: the row of its parent in the level, its token, the law that it was drawn from."""
+
+    row: int
+    token: int
+    law: Tensor
+    carried: Any = None  # what `expand` wants to know of this node when its turn comes
+
+
+class Level(NamedTuple):
+    """The nodes to be expanded."""
+
+    number: int  # 0 = the root alone
+    logits: Tensor  # [nodes, vocab], raw
+    probs: Tensor  # [nodes, vocab], what tokens are drawn from
+    times: tuple[int, ...]  # how often each node was drawn
+    carried: tuple[Any, ...]
+
+
 @dataclass(frozen=True)
-class Chain:
-    """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192)."""
+class _Tree:
+    """What all drafters with a model share. Subclasses say how deep, and `expand`."""
 
-    draft_length: int = 5
-    stop: StoppingRule = field(default_factory=FixedLength)
+    stop: StoppingRule = field(default_factory=FixedLength, kw_only=True)
 
-    def __post_init__(self):
-        if self.draft_length < 1 or self.draft_length != int(self.draft_length):
-            raise ValueError(f"draft_length={self.draft_length}: give a whole number >= 1")
+    rule = "recursive"  # by which the verifier takes the tree apart
 
-    def start(self, draft, prompt, image, sampling) -> "ChainDrafting":
-        if draft is None:
-            raise ValueError("draft=None: Chain needs a draft model, load the pair with draft=...")
-        return ChainDrafting(self, draft, prompt, image, sampling)
+    def expand(self, level: Level, draws: Draws) -> Iterable[Drawn]:
+        """The children of a level, those of one node in draw order."""
+        raise NotImplementedError
+
+    def start(self, pair: Pair, prompt, image, sampling) -> TreeDrafting:
+        if pair.draft is None:
+            raise ValueError(
+                f"draft=None: {type(self).__name__} needs a draft model, "
+                "load the pair with draft=..."
+            )
+        return TreeDrafting(self, pair, prompt, image, sampling)
 
 
-class ChainDrafting:
-    def __init__(self, settings: Chain, draft: Model, prompt, image, sampling: Sampling):
-        self.settings, self.sampling, self.vocab_size = settings, sampling, draft.vocab_size
+class TreeDrafting:
+    """Grows trees level by level: one drafter forward per level, over all of its nodes."""
+
+    def __init__(self, settings: _Tree, pair: Pair, prompt, image, sampling: Sampling):
+        self.settings, self.sampling = settings, sampling
+        self.vocab_size, self.eos_ids = pair.draft.vocab_size, pair.target.eos_ids
         # A drafter without eyes gets the text alone; left-in image tokens halve its efficiency.
         self.context: Context | None
         try:
-            self.context = draft.open(prompt, image if draft.sees_images else None)
+            self.context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
         except PromptTooLong:
             self.context = None  # drafting has ended before it began, decoding goes on
         self.rule = settings.stop.start()
@@ -86,28 +122,61 @@ class ChainDrafting:
 
     def propose(self, draws: Draws, max_depth: int) -> DraftTree:
         room = self.context.room if self.context else 0  # positions that the draft model has left
-        self.max_depth = max(0, min(self.settings.draft_length, max_depth, room))
+        wanted = self.settings.depth
+        self.max_depth = max(0, min(wanted, max_depth, room))
         stopped_by = "length"
-        if self.max_depth < self.settings.draft_length:
+        if self.max_depth < wanted:
             stopped_by = "context" if room < max_depth else "budget"
-        tokens, rows, forwards = [], [], 0
+        tokens: list[int] = []
+        parents: list[int] = []
+        laws: list[Tensor] = []
+        carried: list[Any] = []
+        drawn: list[int] = []
+        slot = {-1: -1}  # where a node stands in the context: those never fed have none
+        frontier = [-1]  # nodes that may get children
+        forwards, self.depth_drafted = 0, 0
         threshold = self.rule.threshold
-        while len(tokens) < self.max_depth:
-            node = len(tokens) - 1
-            scores = self.context.forward(tokens[-1:], [node - 1] if tokens else [])
+        for number in range(self.max_depth):
+            new = [node for node in frontier if node >= 0]
+            slot |= {node: len(slot) - 1 + i for i, node in enumerate(new)}
+            scores = self.context.forward(
+                [tokens[node] for node in new], [slot[parents[node]] for node in new]
+            )
             forwards += 1
-            logits = scores.nodes[0] if tokens else scores.root
+            logits = scores.nodes if new else scores.root[None]
             probs = self.sampling.probs(logits)
-            if self.rule.stop(logits, probs):
+            go_on = [i for i in range(len(frontier)) if not self.rule.stop(logits[i], probs[i])]
+            if not go_on:
                 stopped_by = "rule"
                 break
-            tokens.append(draws.categorical(probs))
-            rows.append(probs)
-        self.depth_drafted = len(tokens)
+            nodes = [frontier[i] for i in go_on]
+            level = Level(
+                number,
+                logits[go_on],
+                probs[go_on],
+                tuple(drawn.count(node) if node >= 0 else 1 for node in nodes),
+                tuple(carried[node] if node >= 0 else None for node in nodes),
+            )
+            found: dict[tuple[int, int], int] = {}  # a token drawn again is its node listed again
+            for child in self.settings.expand(level, draws):
+                node = found.setdefault((child.row, child.token), len(tokens))
+                if node == len(tokens):
+                    tokens.append(child.token)
+                    parents.append(nodes[child.row])
+                    laws.append(child.law)
+                    carried.append(child.carried)
+                drawn.append(node)
+            self.depth_drafted = number + 1
+            frontier = [node for node in found.values() if tokens[node] not in self.eos_ids]
+            if not frontier:
+                stopped_by = "eos"  # nothing is ever said behind the end
+                break
         return DraftTree(
             tokens=tuple(tokens),
-            parents=tuple(range(-1, len(tokens) - 1)),
-            probs=torch.stack(rows) if rows else torch.empty(0, self.vocab_size),
+            parents=tuple(parents),
+            probs=torch.stack(laws) if laws else torch.empty(0, self.vocab_size),
+            drawn=tuple(drawn),
+            rule=self.settings.rule,
             forwards=forwards,
             stopped_by=stopped_by,
             threshold=threshold,
@@ -117,3 +186,218 @@ class ChainDrafting:
         if self.context:
             self.context.commit(token_ids)
         self.rule.update(self.depth_drafted, n_accepted, self.max_depth)
+
+
+@dataclass(frozen=True)
+class Chain(_Tree):
+    """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192)."""
+
+    draft_length: int = 5
+
+    def __post_init__(self):
+        _whole("draft_length", self.draft_length)
+
+    @property
+    def depth(self) -> int:
+        return self.draft_length
+
+    def expand(self, level, draws):
+        yield Drawn(0, draws.categorical(level.probs[0]), level.probs[0])
+
+
+@dataclass(frozen=True)
+class _Branching(_Tree):
+    """`branching[l]` children for every node of level l; (1, 1, 1) is a chain of three."""
+
+    branching: tuple[int, ...] = (2, 2, 1)
+
+    def __post_init__(self):
+        object.__setattr__(self, "branching", tuple(self.branching))
+        if not self.branching:
+            raise ValueError("branching=(): give one number of children per level, as in (2, 2, 1)")
+        for number in self.branching:
+            _whole("branching", number)
+
+    @property
+    def depth(self) -> int:
+        return len(self.branching)
+
+
+@dataclass(frozen=True)
+class GumbelTopK(_Branching):
+    """RSD-C: children drawn without replacement by Gumbel top-k (2402.14160).
+
+    At temperature 0 one token has all the mass, and every node one child: give `speculative` a
+    `draft_sampling` of a higher temperature, or use `TopKTree`.
+    """
+
+    def expand(self, level, draws):
+        drawn = draws.without_replacement(level.probs, self.branching[level.number])
+        for row, tokens in enumerate(drawn.tolist()):
+            tokens = [token for token in tokens if token >= 0]
+            laws = without_replacement_laws(level.probs[row], tokens)
+            for token, law in zip(tokens, laws, strict=True):
+                yield Drawn(row, token, law)
+
+
+@dataclass(frozen=True)
+class StochasticBeam(_Tree):
+    """RSD-S: `width` paths drawn without replacement by stochastic beam search (2402.14160).
+
+    Kool et al. 1903.06059, algorithm 1: a path's perturbed log-probability is the maximum of its
+    children's, and the `width` largest of a level live on. Which child of a node lives on depends
+    on its rank alone, not on which token it is, so siblings are a sequence of draws without
+    replacement, in descending order.
+    """
+
+    width: int = 3
+    depth: int = 4
+
+    def __post_init__(self):
+        _whole("width", self.width)
+        _whole("depth", self.depth)
+
+    def expand(self, level, draws):
+        nodes, vocab = level.probs.shape
+        start = torch.tensor(
+            [carried or (0.0, 0.0) for carried in level.carried], dtype=torch.float64
+        )
+        log_probs = start[:, :1] + level.probs.double().log().cpu()
+        perturbed = conditioned(log_probs + draws.gumbel((nodes, vocab)), start[:, 1:])
+        values, places = perturbed.flatten().topk(min(self.width, nodes * vocab))
+        picked: dict[int, list[int]] = {}
+        for value, place in zip(values.tolist(), places.tolist(), strict=True):
+            if value > -float("inf"):  # a token of probability 0 is never a draft
+                picked.setdefault(place // vocab, []).append(place % vocab)
+        for row, tokens in picked.items():
+            laws = without_replacement_laws(level.probs[row], tokens)
+            for token, law in zip(tokens, laws, strict=True):
+                carried = float(log_probs[row, token]), float(perturbed[row, token])
+                yield Drawn(row, token, law, carried)
+
+
+def conditioned(perturbed: Tensor, maximum: Tensor) -> Tensor:
+    """Gumbel numbers [nodes, vocab] given that each row's largest is `maximum` ([nodes, 1]).
+
+    The stable form of Kool et al. 1903.06059, appendix B.3; -inf stays -inf.
+    """
+    largest = perturbed.amax(dim=-1, keepdim=True)
+    v = maximum - perturbed + torch.log1p(-(perturbed - largest).exp())
+    return maximum - v.clamp_min(0.0) - torch.log1p((-v.abs()).exp())
+
+
+def without_replacement_laws(probs: Tensor, tokens: Sequence[int]) -> list[Tensor]:
+    """The law of each of these draws given the ones before it: removed, then renormalised."""
+    laws, left = [], probs
+    for token in tokens:
+        law = left / left.sum()
+        laws.append(law)
+        left = law.clone()
+        left[token] = 0.0
+    return laws
+
+
+@dataclass(frozen=True)
+class IIDTree(_Branching):
+    """Independent draws: `branching[l]` for each time that a node was drawn itself.
+
+    verify="recursive" is SpecInfer's tree with one drafter (2305.09781). "kseq" with branching
+    (K, 1, ..., 1) is SpecTr's K paths (2310.15141).
+    """
+
+    verify: str = "recursive"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.verify not in ("recursive", "kseq"):
+            raise ValueError(f"verify={self.verify!r}: choose 'recursive' or 'kseq'")
+
+    @property
+    def rule(self) -> str:
+        return self.verify
+
+    def expand(self, level, draws):
+        for row, times in enumerate(level.times):
+            for _ in range(times * self.branching[level.number]):
+                yield Drawn(row, draws.categorical(level.probs[row]), level.probs[row])
+
+
+@dataclass(frozen=True)
+class TopKTree(_Branching):
+    """The most probable tokens, without any draw: what most tree decoders do.
+
+    A token that was chosen and not drawn has the law of a certain event, so it is verified
+    against a one-hot; with the drafter's softmax in its place the output would not be the
+    target's. Ranked by raw logits: at temperature 0, too, there is a second best.
+    """
+
+    def expand(self, level, draws):
+        wanted = min(self.branching[level.number], level.logits.shape[-1])
+        values, ids = level.logits.topk(wanted, dim=-1)
+        for row in range(len(ids)):
+            for token, value in zip(ids[row].tolist(), values[row].tolist(), strict=True):
+                if value > -float("inf"):
+                    yield Drawn(row, token, one_hot(token, level.probs[row]))
+
+
+def one_hot(token: int, like: Tensor) -> Tensor:
+    """The law of a token that was bound to come."""
+    return torch.zeros_like(like).index_fill(-1, torch.tensor(token, device=like.device), 1.0)
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Drafts what followed the last `ngram` tokens when they were last said; needs no model.
+
+    Shorter endings are tried where a longer one was never said before. Proposals are certain, so
+    they are verified against one-hot laws. Summaries and answers that quote gain most.
+    """
+
+    ngram: int = 3
+    length: int = 5
+
+    def __post_init__(self):
+        _whole("ngram", self.ngram)
+        _whole("length", self.length)
+
+    def start(self, pair: Pair, prompt, image, sampling) -> PromptLookupDrafting:
+        return PromptLookupDrafting(self, pair.target, prompt)
+
+
+class PromptLookupDrafting:
+    state = ()
+
+    def __init__(self, settings: PromptLookup, target, prompt):
+        self.settings, self.target = settings, target
+        self.text = list(target.encode(prompt)[0])
+
+    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
+        wanted = self.settings.length
+        tokens = self._continuation()[: max(0, min(wanted, max_depth))]
+        like = torch.empty(self.target.vocab_size)
+        return DraftTree(
+            tokens=tuple(tokens),
+            parents=tuple(range(-1, len(tokens) - 1)),
+            probs=torch.stack([one_hot(token, like) for token in tokens])
+            if tokens
+            else torch.empty(0, self.target.vocab_size),
+            stopped_by="budget" if max_depth < wanted else "length",
+        )
+
+    def _continuation(self) -> list[int]:
+        """What stood behind the last earlier occurrence of the text's ending; maybe nothing."""
+        text = self.text
+        for size in range(min(self.settings.ngram, len(text) - 1), 0, -1):
+            ending = text[-size:]
+            for start in range(len(text) - size - 1, -1, -1):
+                if text[start : start + size] == ending:
+                    return text[start + size : start + size + self.settings.length]
+        return []
+
+    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
+        self.text += token_ids
+
+
+def _whole(name: str, value) -> None:
+    if value < 1 or value != int(value):
+        raise ValueError(f"{name}={value}: give a whole number >= 1")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from specnb.decode import next_block
 from specnb.drafters import Drafter
+from specnb.models.base import Pair
 from specnb.models.table import TableModel
 from specnb.sampling import Draws, Sampling
 
@@ -101,7 +102,8 @@ def law(
     `n_tokens`, the surplus is marginalised; `clip=True` shortens drafts as `max_new_tokens` does.
     """
     context = target.open(list(prompt))
-    drafting = drafter.start(draft, list(prompt), None, draft_sampling or sampling)
+    pair = Pair(target, draft)
+    drafting = drafter.start(pair, list(prompt), None, draft_sampling or sampling)
     frontier = {((), drafting.state): (1.0, context, drafting)}
     probs = torch.zeros((target.vocab_size,) * n_tokens, dtype=torch.float64)
     outcomes: Counter = Counter()
@@ -129,10 +131,11 @@ def law(
 
 
 def _count(outcomes: Counter, block) -> None:
-    depth = block.tree.depth
+    depth, draw = block.tree.depth, Counter()  # looks come in draw order
     for node, look in block.outcome.examined:
-        draw = block.tree.draws_of(block.tree.parents[node]).index(node)
-        outcomes["accepted" if look.accepted else "rejected", depth[node], draw] += 1
+        parent = block.tree.parents[node]
+        outcomes["accepted" if look.accepted else "rejected", depth[node], draw[parent]] += 1
+        draw[parent] += 1
     outcomes[(block.outcome.final,)] += 1
     outcomes["drafted", len(block.tree)] += 1
 
@@ -153,3 +156,29 @@ def target_law(
 def distance(a: Tensor, b: Tensor) -> float:
     """Total variation distance, half the sum of absolute differences."""
     return float((a - b).abs().sum() / 2)
+
+
+def two_tokens(
+    target: TableModel, draft: TableModel, drafter: Drafter, sampling: Sampling, draws: Draws
+) -> tuple[int, int]:
+    """The first two tokens of one run on table models: for drafters that cannot be enumerated.
+
+    A block that emits one token is completed from the target's own law.
+    """
+    prompt = [0]
+    drafting = drafter.start(Pair(target, draft), prompt, None, sampling)
+    text = next_block(target.open(prompt), drafting, sampling, draws, 1 << 20).token_ids
+    if len(text) == 1:
+        text += (draws.categorical(sampling.probs(target.next_logits([*prompt, *text]))),)
+    return text[:2]
+
+
+def noise_bound(probs: Tensor, n: int, repeats: int = 200, seed: int = 0) -> float:
+    """Twice the mean distance between a law and the frequencies of n draws from it."""
+    flat = probs.flatten()
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(repeats):
+        drawn = torch.multinomial(flat, n, replacement=True, generator=generator)
+        found.append(distance(torch.bincount(drawn, minlength=flat.numel()) / n, flat))
+    return 2.0 * sum(found) / repeats

@@ -43,7 +43,7 @@ class BlockRow(NamedTuple):
     n_emitted: int
     draft_s: float
     verify_s: float
-    stopped_by: str  # why drafting ended: length | budget | context | rule
+    stopped_by: str  # why drafting ended: length | budget | context | rule | eos
     threshold: float | None
     clipped: bool  # shortened by max_new_tokens or by a context's end
 

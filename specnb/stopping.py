@@ -3,19 +3,29 @@
 A rule must not see the drawn token: a token dropped because of itself would change the law.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+HIGHEST = 0.95  # of an adaptive threshold
 
 
 @runtime_checkable
 class RuleState(Protocol):
-    """A rule at work in one run."""
+    """A rule at work. Itself a rule: `start` gives it back, so a drafter whose `stop` is a started
+    rule carries its threshold from prompt to prompt."""
 
     threshold: float | None
     state: Hashable
+
+    def start(self) -> RuleState:
+        """This very state."""
 
     def stop(self, logits: Tensor, probs: Tensor) -> bool:
         """Whether to end drafting before a token is drawn from `probs` ([vocab])."""
@@ -28,15 +38,15 @@ class RuleState(Protocol):
 class StoppingRule(Protocol):
     """Frozen settings of a rule."""
 
-    def start(self, carried: RuleState | None = None) -> RuleState:
-        """A fresh state, or the one carried over from another prompt."""
+    def start(self) -> RuleState:
+        """A fresh state."""
 
 
 @dataclass(frozen=True)
 class FixedLength:
     """Never stops before the drafter's own length: speculative decoding as first published."""
 
-    def start(self, carried: RuleState | None = None) -> "FixedLength":
+    def start(self) -> FixedLength:
         return self
 
     @property
@@ -52,3 +62,119 @@ class FixedLength:
 
     def update(self, depth_drafted: int, n_accepted: int, max_depth: int) -> None:
         pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adaptive:
+    """Settings of the threshold's drift, the same for both rules (2410.18351, algorithm 1).
+
+    alpha: the acceptance rate aimed at. beta1, beta2: how slowly the running rate and the
+    threshold move. epsilon: the size of a move. `adaptive=False` keeps the threshold.
+    signal: "raw" scores the softmax of the drafter's logits, so that a rule works at temperature
+    0, too; "adjusted" scores the law that the token is drawn from.
+    """
+
+    adaptive: bool = True
+    alpha: float = 0.9
+    beta1: float = 0.5
+    beta2: float = 0.9
+    epsilon: float = 0.01
+    signal: str = "raw"
+
+    def __post_init__(self):
+        if self.signal not in ("raw", "adjusted"):
+            raise ValueError(f"signal={self.signal!r}: choose 'raw' or 'adjusted'")
+        if math.isnan(self.threshold):
+            raise ValueError(f"threshold={self.threshold}: give a number")
+        for name in ("alpha", "beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number in [0, 1]")
+        if not 0.0 <= self.epsilon < math.inf:
+            raise ValueError(f"epsilon={self.epsilon}: give a finite number >= 0")
+
+    def score(self, probs: Tensor) -> float:
+        """What is held against the threshold; at most 1."""
+        raise NotImplementedError
+
+    def start(self) -> ThresholdState:
+        return ThresholdState(self, self.threshold)
+
+
+@dataclass(frozen=True)
+class MaxConfidence(_Adaptive):
+    """Stops where the most probable token has less than `threshold` (the paper's baseline)."""
+
+    threshold: float = 0.4
+
+    def score(self, probs: Tensor) -> float:
+        return float(probs.max())
+
+
+@dataclass(frozen=True)
+class AdaEDL(_Adaptive):
+    """Stops where 1 - sqrt(entropy_factor * H) < threshold (2410.18351, equation of section 3).
+
+    H is the entropy of the drafter's law in nats. By Pinsker's inequality the score is a lower
+    bound of the acceptance probability, as far as the cross-entropy to the target is
+    (1 + 2 * entropy_factor) * H: a guess, and the notebook shows how good a one.
+    """
+
+    threshold: float = 0.4
+    entropy_factor: float = field(default=0.2, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 <= self.entropy_factor < math.inf:
+            raise ValueError(f"entropy_factor={self.entropy_factor}: give a finite number >= 0")
+
+    def score(self, probs: Tensor) -> float:
+        return entropy_bound(float(torch.special.entr(probs).sum()), self.entropy_factor)
+
+
+def entropy_bound(entropy: float, entropy_factor: float = 0.2) -> float:
+    """1 - sqrt(entropy_factor * entropy): AdaEDL's estimate of the acceptance probability."""
+    return 1.0 - math.sqrt(entropy_factor * max(entropy, 0.0))
+
+
+class ThresholdState:
+    """A threshold and the running acceptance rate that moves it."""
+
+    def __init__(self, rule: _Adaptive, threshold: float):
+        self.rule, self.threshold = rule, threshold
+        self.acceptance = 0.0  # as in the code of Draft & Verify (2309.08168); the paper is silent
+
+    def __repr__(self) -> str:
+        return f"{self.rule!r} carried on"  # stands in a record's settings
+
+    def start(self) -> ThresholdState:
+        return self
+
+    @property
+    def state(self) -> Hashable:
+        return self.threshold, self.acceptance
+
+    def stop(self, logits: Tensor, probs: Tensor) -> bool:
+        if self.rule.signal == "raw":
+            exact = logits if logits.dtype == torch.float64 else logits.float()
+            probs = exact.softmax(dim=-1)
+        return self.rule.score(probs) < self.threshold
+
+    def update(self, depth_drafted: int, n_accepted: int, max_depth: int) -> None:
+        """Algorithm 1 of the paper, once per block.
+
+        A block without a draft says nothing about acceptance and changes nothing. Without the
+        upper limit that would be a trap: no score exceeds 1, so a threshold of 1 ends drafting,
+        and with it every update, for good.
+        """
+        rule = self.rule
+        if not rule.adaptive or depth_drafted == 0:
+            return
+        rate = n_accepted / depth_drafted
+        self.acceptance = rule.beta1 * self.acceptance + (1 - rule.beta1) * rate
+        moved = self.threshold
+        if self.acceptance < rule.alpha:
+            moved += rule.epsilon
+        elif n_accepted != max_depth:
+            moved -= rule.epsilon
+        mixed = rule.beta2 * self.threshold + (1 - rule.beta2) * moved
+        self.threshold = min(mixed, max(HIGHEST, rule.threshold))

@@ -54,9 +54,9 @@ class DraftTree:
     parents: tuple[int, ...]
     probs: Float[Tensor, "nodes vocab"]
     drawn: tuple[int, ...] | None = None
-    rule: str = "recursive"
+    rule: str = "recursive"  # how the verifier takes it apart: recursive | kseq
     forwards: int = 0
-    stopped_by: str = "length"  # length | budget | context | rule
+    stopped_by: str = "length"  # length | budget | context | rule | eos
     threshold: float | None = None
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Recursive rejection sampling: which drafted tokens the target keeps, and what it says instead."""
+"""Rejection sampling on a tree: which drafted tokens the target keeps, and what it says instead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from specnb.sampling import Draws, residual
@@ -49,34 +50,114 @@ def verify(
 ) -> Outcome:
     """Walks the tree from the root; the emitted tokens follow the target's law exactly.
 
-    At each node the children are examined in draw order: accept with min(1, target / draft),
-    otherwise the target's law becomes the residual for the next sibling (2211.17192 for one
-    child; 2402.14160, algorithm 1, for several). `root_probs` and `node_probs` are the target's
-    laws behind the last committed token and behind each node.
+    At each node the children are examined in draw order until one is accepted, by the tree's
+    rule: `recursive` or `k_sequential`. `root_probs` and `node_probs` are the target's laws behind
+    the last committed token and behind each node.
     """
-    if tree.rule != "recursive":
-        raise ValueError(f"rule={tree.rule!r}: this verifier knows 'recursive'")
+    examine = {"recursive": recursive, "kseq": k_sequential}.get(tree.rule)
+    if examine is None:
+        raise ValueError(f"rule={tree.rule!r}: this verifier knows 'recursive' and 'kseq'")
     path: list[int] = []
     examined: list[tuple[int, Examined]] = []
     node, target_probs = -1, root_probs
     final = "bonus" if len(tree) else "plain"
     while True:
-        for child in tree.draws_of(node):
-            draft_probs, token = tree.probs[child], tree.tokens[child]
-            declared = float(draft_probs[token])
-            if not declared > 0.0:  # NaN, too
-                raise ValueError(f"node {child}: token {token} was drawn with probability 0")
-            accept_prob = min(float(target_probs[token]) / declared, 1.0)  # NaN stays NaN
-            accepted, uniform = draws.accept(accept_prob)
-            examined.append((child, Examined(accept_prob, uniform, accepted)))
-            if accepted:
-                path.append(child)
-                node, target_probs, final = child, node_probs[child], "bonus"
-                if token in eos_ids:  # nothing is ever said behind the end
-                    return Outcome(tuple(path), None, None, None, tuple(examined))
-                break
-            target_probs = residual(target_probs, draft_probs)
-            final = "correction"
-        else:
+        children = tree.draws_of(node)
+        looks, target_probs = examine(tree, children, target_probs, draws)
+        examined += looks
+        if not looks or not looks[-1][1].accepted:
+            final = "correction" if looks else final
             token = draws.categorical(target_probs)
             return Outcome(tuple(path), token, final, target_probs, tuple(examined))
+        node = looks[-1][0]
+        path.append(node)
+        target_probs, final = node_probs[node], "bonus"
+        if tree.tokens[node] in eos_ids:  # nothing is ever said behind the end
+            return Outcome(tuple(path), None, None, None, tuple(examined))
+
+
+Looks = list[tuple[int, Examined]]
+
+
+def recursive(
+    tree: DraftTree, children: list[int], target_probs: Tensor, draws: Draws
+) -> tuple[Looks, Tensor]:
+    """Recursive rejection sampling: the looks, and the law of the token if all were rejected.
+
+    Accept with min(1, target / draft), otherwise the target's law becomes the residual for the
+    next sibling (2211.17192 for one child; 2402.14160, algorithm 1, for several).
+    """
+    looks: Looks = []
+    for child in children:
+        token, draft_probs = tree.tokens[child], tree.probs[child]
+        accept_prob = min(float(target_probs[token]) / _declared(tree, child), 1.0)  # NaN stays NaN
+        accepted, uniform = draws.accept(accept_prob)
+        looks.append((child, Examined(accept_prob, uniform, accepted)))
+        if accepted:
+            break
+        target_probs = residual(target_probs, draft_probs)
+    return looks, target_probs
+
+
+def k_sequential(
+    tree: DraftTree, children: list[int], target_probs: Tensor, draws: Draws
+) -> tuple[Looks, Tensor]:
+    """SpecTr's k-sequential selection among K draws of one law (2310.15141, algorithm 3).
+
+    Each draw is accepted with min(1, target / (rho * draft)), and the first accepted one wins.
+    rho is the smallest number that leaves no token more often accepted than the target says it.
+    """
+    looks: Looks = []
+    if not children:
+        return looks, target_probs
+    draft_probs = tree.probs[children[0]]
+    rho, mass, accepted_mass = k_sequential_rho(target_probs, draft_probs, len(children))
+    for child in children:
+        ratio = float(target_probs[tree.tokens[child]]) / _declared(tree, child)
+        accept_prob = min(ratio / rho, 1.0)
+        accepted, uniform = draws.accept(accept_prob)
+        looks.append((child, Examined(accept_prob, uniform, accepted)))
+        if accepted:
+            return looks, target_probs
+    if mass > 0:
+        said = torch.minimum(draft_probs, target_probs / rho) * (accepted_mass / mass)
+        rest = (target_probs - said).clamp_min(0.0)
+        if rest.sum() > 0:  # else a rejection came from rounding alone
+            target_probs = rest / rest.sum()
+    return looks, target_probs
+
+
+def k_sequential_rho(
+    target_probs: Tensor, draft_probs: Tensor, k: int
+) -> tuple[float, float, float]:
+    """(rho, mass, accepted): a draw is accepted with probability mass, any of k with accepted.
+
+    rho in [1, k] is the root of 1 - (1 - mass(rho))^k = rho * mass(rho), where mass(rho) =
+    sum min(draft, target / rho). Rounded up: every larger rho is exact, too, and accepts less.
+    """
+    target, draft = target_probs.double(), draft_probs.double()
+
+    def masses(rho: float) -> tuple[float, float]:
+        mass = float(torch.minimum(draft, target / rho).sum())
+        return mass, 1.0 - (1.0 - min(mass, 1.0)) ** k
+
+    low, high = 1.0, float(k)
+    mass, accepted = masses(low)
+    if accepted <= low * mass + 1e-14:  # rounding must not make equal laws disagree
+        return low, mass, accepted
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        mass, accepted = masses(middle)
+        if accepted <= middle * mass:
+            high = middle
+        else:
+            low = middle
+    return high, *masses(high)
+
+
+def _declared(tree: DraftTree, child: int) -> float:
+    """The probability that the drafter says it drew this child with."""
+    declared = float(tree.probs[child, tree.tokens[child]])
+    if not declared > 0.0:  # NaN, too
+        raise ValueError(f"node {child}: token {tree.tokens[child]} was drawn with probability 0")
+    return declared

@@ -245,7 +245,7 @@ def test_never_beyond_max_new_tokens(pairs, n):
 def second_token_p_value(pair, runs: int = 2000) -> float:
     sampling = sn.Sampling(1.0, top_k=12)
     context = pair.target.open(PROMPT)
-    drafting = sn.Chain(2).start(pair.draft, PROMPT, None, sampling)
+    drafting = sn.Chain(2).start(pair, PROMPT, None, sampling)
     first = sampling.probs(context.forward().root).double()
     law = torch.zeros_like(first)
     for token in first.nonzero().flatten().tolist():

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 from mutate import Endless, n_statements, replaced, without_statement
-from toys import PLAIN, Siblings, check_law, models
+from toys import PLAIN, check_law, models, table
 
-from specnb import decode, exact, sampling
+from specnb import decode, drafters, exact, sampling
 from specnb import verify as verify_module
-from specnb.drafters import Chain, ChainDrafting
+from specnb.drafters import Chain, GumbelTopK, IIDTree, TopKTree, TreeDrafting
 from specnb.models.base import Context
 from specnb.models.table import TableContext
 from specnb.sampling import Draws, Sampling
+from specnb.stopping import MaxConfidence
 from specnb.tree import DraftTree
 from specnb.verify import verify
 
@@ -27,9 +28,14 @@ from specnb.verify import verify
 def law_battery() -> None:
     """`check_law` on text that remembers two tokens, so that a wrong cache shows in the logits."""
     target, draft = models(3, order=2, seed=1)
-    for drafter in (Chain(1), Chain(2), Siblings(2)):
+    confident = Chain(2, stop=MaxConfidence(0.5, adaptive=False))
+    for drafter in (Chain(1), Chain(2), GumbelTopK((2,)), confident):
         check_law(target, draft, drafter, PLAIN, n_tokens=3)
         check_law(target, draft, drafter, PLAIN, n_tokens=3, clip=True)
+    for drafter in (IIDTree((2, 1)), IIDTree((2,), verify="kseq"), TopKTree((2, 1))):
+        check_law(target, draft, drafter, PLAIN, n_tokens=2)
+    for seed in (3, 4):  # more tokens, so that more than one is left after a rejection
+        check_law(*models(5, seed=seed), IIDTree((2,), verify="kseq"), PLAIN, n_tokens=1)
     check_law(target, target, Chain(2), PLAIN, n_tokens=4)
 
 
@@ -43,11 +49,16 @@ class Bug:
 
 RESIDUAL = ((sampling, "residual"), (verify_module, "residual"))
 VERIFY = ((verify_module, "verify"), (decode, "verify"))
+RECURSIVE = ((verify_module, "recursive"),)
+K_SEQ = ((verify_module, "k_sequential"),)
 KEEP = ((TableContext, "_keep"),)
 FORWARD = ((Context, "forward"),)
 COMMIT = ((Context, "commit"),)
-PROPOSE = ((ChainDrafting, "propose"),)
+EXPAND = ((Chain, "expand"),)
+PROPOSE = ((TreeDrafting, "propose"),)
+LAWS = ((drafters, "without_replacement_laws"),)
 BLOCK = ((decode, "next_block"), (exact, "next_block"))
+DRAWN = "Drawn(0, draws.categorical(level.probs[0]), level.probs[0])"
 BUGS = (
     Bug("unnormalised residual", RESIDUAL, "rest / mass if mass > 0 else", "rest if mass > 0 else"),
     Bug(
@@ -70,15 +81,15 @@ BUGS = (
     ),
     Bug(
         "drafter drawn at another temperature than declared",
-        PROPOSE,
-        "draws.categorical(probs)",
-        "draws.categorical(Sampling(0.7).probs(logits))",
+        EXPAND,
+        DRAWN,
+        "Drawn(0, draws.categorical(Sampling(0.7).probs(level.logits[0])), level.probs[0])",
     ),
     Bug(
         "declared at another temperature than drawn",
-        PROPOSE,
-        "rows.append(probs)",
-        "rows.append(Sampling(0.7).probs(logits))",
+        EXPAND,
+        DRAWN,
+        "Drawn(0, draws.categorical(level.probs[0]), Sampling(0.7).probs(level.logits[0]))",
     ),
     Bug(
         "bonus after a rejection",
@@ -88,19 +99,51 @@ BUGS = (
         "[outcome.token, draws.categorical(target_probs[len(emitted) + 1])]",
     ),
     Bug(
-        "correction from the law behind the rejected token",
-        VERIFY,
+        "correction from the drafter's law",
+        RECURSIVE,
         "target_probs = residual(target_probs, draft_probs)",
-        "target_probs = node_probs[child]",
+        "target_probs = draft_probs",
+    ),
+    Bug("always accepted", RECURSIVE, "draws.accept(accept_prob)", "(True, 0.0)"),
+    Bug(
+        "ratio upside down",
+        RECURSIVE,
+        "float(target_probs[token]) / _declared(tree, child)",
+        "_declared(tree, child) / max(float(target_probs[token]), 1e-9)",
     ),
     Bug(
-        "sibling held against the target's own law",
+        "siblings verified in reverse order",
         VERIFY,
-        "float(target_probs[token])",
-        "float((node_probs[node] if node >= 0 else root_probs)[token])",
+        "children = tree.draws_of(node)",
+        "children = tree.draws_of(node)[::-1]",
     ),
-    Bug("always accepted", VERIFY, "draws.accept(accept_prob)", "(True, 0.0)"),
-    Bug("ratio upside down", VERIFY, "float(target_probs[token]) / declared", "declared"),
+    Bug(
+        "siblings sorted by draft probability",
+        VERIFY,
+        "children = tree.draws_of(node)",
+        "children = sorted(tree.draws_of(node), key=lambda c: -tree.probs[c][tree.tokens[c]])",
+    ),
+    Bug("not renormalised after a removal", LAWS, "left / left.sum()", "left"),
+    Bug("nothing removed", LAWS, "left[token] = 0.0", "pass"),
+    Bug(
+        "a token dropped because its own probability is low",
+        PROPOSE,
+        "in self.settings.expand(level, draws):",
+        "in [c for c in self.settings.expand(level, draws) if c.law[c.token] > 0.3]:",
+    ),
+    Bug(
+        "greedy proposals verified with softmax probabilities",
+        ((TopKTree, "expand"),),
+        "one_hot(token, level.probs[row])",
+        "level.probs[row]",
+    ),
+    Bug("k-SEQ with rho 1", K_SEQ, "ratio / rho, 1.0", "ratio, 1.0"),
+    Bug(
+        "k-SEQ followed by the plain residual",
+        K_SEQ,
+        "rest = (target_probs - said).clamp_min(0.0)",
+        "rest = (target_probs - draft_probs).clamp_min(0.0)",
+    ),
     Bug(
         "rejected tokens stay in the cache",
         COMMIT,
@@ -252,6 +295,11 @@ CHAIN = DraftTree((1, 2), (-1, 0), rows([0.2, 0.8, 0.0, 0.0], [0.0, 0.5, 0.5, 0.
 SAME = rows([0.2, 0.8, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25])
 
 
+# Two draws of one law, of which the target thinks little: rho comes out as 2, mass as 0.3.
+TWICE = DraftTree((0, 1), (-1, -1), rows(*[[0.5, 0.5, 0.0, 0.0]] * 2), drawn=(0, 1), rule="kseq")
+RARE = rows(0.2, 0.4, 0.3, 0.1)
+
+
 def close(found, wanted) -> bool:
     return torch.allclose(found, torch.as_tensor(wanted, dtype=found.dtype), atol=1e-12)
 
@@ -269,6 +317,18 @@ def by_hand(function) -> None:
         for one, other in itertools.zip_longest(found, looks):
             assert one[0] == other[0] and one[2] is other[2] and abs(one[1] - other[1]) < 1e-12
         assert [look.uniform for _, look in outcome.examined] == uniforms
+
+    rho = 0.6 / (1 - 0.4**0.5)  # the root of 1 - (1 - 0.6 / rho)^2 = 0.6
+    draws = Scripted(0.3, 0.5)
+    refused = function(TWICE, RARE, NODES[:2], draws)
+    looks = [(node, look.accept_prob, look.accepted) for node, look in refused.examined]
+    assert looks == [(0, pytest.approx(0.4 / rho), False), (1, pytest.approx(0.8 / rho), False)]
+    assert refused.path == () and refused.final == "correction"
+    assert close(draws.laws[0], [0.0, 0.0, 0.75, 0.25])  # what neither draw can have said
+    kept = function(TWICE, RARE, NODES[:2], Scripted(0.3, 0.4))
+    assert kept.path == (1,) and kept.final == "bonus" and close(kept.final_probs, NODES[1])
+    own = function(TWICE, TWICE.probs[0], NODES[:2], Scripted(1 - 1e-15))
+    assert own.path == (0,)  # equal laws never disagree
 
     empty = function(DraftTree((), (), torch.empty(0, 4)), ROOT, torch.empty(0, 4), Scripted())
     assert (empty.path, empty.token, empty.final, empty.examined) == ((), 3, "plain", ())
@@ -295,7 +355,7 @@ def bad_input(function) -> None:
         with pytest.raises(ValueError, match=match):
             function(tree, root, NODES[: len(tree)], draws)
 
-    refused("rule='kseq'", DraftTree(TREE.tokens, TREE.parents, TREE.probs, rule="kseq"))
+    refused("rule='typical'", DraftTree(TREE.tokens, TREE.parents, TREE.probs, rule="typical"))
     refused("node 0: token 1", DraftTree((1,), (-1,), rows([1.0, 0.0, 0.0, 0.0])))
     nan = float("nan")
     refused("node 0: token 1", DraftTree((1,), (-1,), rows([nan, nan, nan, nan])))
@@ -308,34 +368,53 @@ def nan_from_the_target(function) -> None:
         function(CHAIN, nan, nan.expand(2, 4), Draws(0))
 
 
-def verify_battery(function, monkeypatch) -> None:
-    by_hand(function)
-    bad_input(function)
-    nan_from_the_target(function)
-    monkeypatch.setattr(decode, "verify", function)
+def verify_battery() -> None:
+    """All that holds of the verifier, on whatever stands in its module now."""
+    by_hand(verify_module.verify)
+    bad_input(verify_module.verify)
+    nan_from_the_target(verify_module.verify)
     target, draft = models(3, seed=2)
-    check_law(target, draft, Chain(2), PLAIN, n_tokens=2)
-    check_law(target, draft, Siblings(2), PLAIN, n_tokens=2)
+    for drafter in (Chain(2), GumbelTopK((2,)), IIDTree((2,), verify="kseq")):
+        check_law(target, draft, drafter, PLAIN, n_tokens=2)
+    check_law(target, target, IIDTree((2, 1), verify="kseq"), PLAIN, n_tokens=2)
+    disjoint = table([[0.5, 0.5, 0, 0]] * 4), table([[0, 0, 0.5, 0.5]] * 4)
+    check_law(*disjoint, IIDTree((2,), verify="kseq"), PLAIN, n_tokens=2)
 
 
-def test_verify(monkeypatch):
-    verify_battery(verify, monkeypatch)
+PARTS = ("verify", "recursive", "k_sequential", "k_sequential_rho", "_declared")
 
 
-def test_verify_copied_without_a_change(monkeypatch):
+def plant(name: str, mutant, monkeypatch) -> None:
+    monkeypatch.setattr(verify_module, name, mutant)
+    if name == "verify":
+        monkeypatch.setattr(decode, "verify", mutant)
+
+
+def test_verify():
+    verify_battery()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_verify_copied_without_a_change(name, monkeypatch):
     """The copies themselves are sound: what turns red below is the deletion."""
-    deleted, copy = without_statement(verify, None)
+    function = getattr(verify_module, name)
+    deleted, copy = without_statement(function, None)
     assert deleted == "nothing"
-    verify_battery(copy, monkeypatch)
+    plant(name, copy, monkeypatch)
+    verify_battery()
     with pytest.raises(IndexError):
-        without_statement(verify, n_statements(verify))
+        without_statement(function, n_statements(function))
 
 
-@pytest.mark.parametrize("number", range(n_statements(verify)))
-def test_deleting_any_statement_of_verify_turns_a_test_red(number, monkeypatch):
-    deleted, mutant = without_statement(verify, number)
+@pytest.mark.parametrize(
+    "name, number",
+    [(name, n) for name in PARTS for n in range(n_statements(getattr(verify_module, name)))],
+)
+def test_deleting_any_statement_of_verify_turns_a_test_red(name, number, monkeypatch):
+    deleted, mutant = without_statement(getattr(verify_module, name), number)
+    plant(name, mutant, monkeypatch)
     try:
-        verify_battery(mutant, monkeypatch)
+        verify_battery()
     except (Exception, pytest.fail.Exception):
         return
     pytest.fail(f"survived without: {deleted}")
@@ -343,9 +422,9 @@ def test_deleting_any_statement_of_verify_turns_a_test_red(number, monkeypatch):
 
 def test_a_hanging_mutant_is_stopped():
     numbers = range(n_statements(verify))
-    loops = [n for n in numbers if without_statement(verify, n)[0].startswith("for child in")]
+    steps = [n for n in numbers if without_statement(verify, n)[0] == "node = looks[-1][0]"]
     with pytest.raises(Endless):
-        without_statement(verify, loops[0])[1](TREE, ROOT, NODES, Scripted())
+        without_statement(verify, steps[0])[1](CHAIN, SAME[0], SAME[1:], Scripted(*[0.0] * 900))
 
 
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.float64])
@@ -365,13 +444,13 @@ def test_verify_leaves_its_arguments_as_they_were():
 
 def test_law_check_has_the_power_at_every_sampling(monkeypatch):
     """A drafter's wrong temperature shows at other settings than T = 1 as well."""
-    old, new = "rows.append(probs)", "rows.append(Sampling(0.3).probs(logits))"
-    mutant = replaced(ChainDrafting.propose, old, new)
+    wrong = "Drawn(0, draws.categorical(level.probs[0]), Sampling(0.3).probs(level.logits[0]))"
+    mutant = replaced(Chain.expand, DRAWN, wrong)
     target, draft = models(3, seed=1)
     settings = (Sampling(0.5), Sampling(1.7), Sampling(1.0, top_p=0.8))
     for setting in settings:
         check_law(target, draft, Chain(2), setting, clip=True)
-    monkeypatch.setattr(ChainDrafting, "propose", mutant)
+    monkeypatch.setattr(Chain, "expand", mutant)
     for setting in settings:
         with pytest.raises((AssertionError, ValueError)):
             check_law(target, draft, Chain(2), setting, clip=True)

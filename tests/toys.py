@@ -8,7 +8,7 @@ import torch
 from specnb import exact
 from specnb.decode import next_block
 from specnb.drafters import Chain
-from specnb.models import TableModel
+from specnb.models import Pair, TableModel
 from specnb.sampling import Sampling
 from specnb.tree import DraftTree
 
@@ -45,8 +45,8 @@ class Siblings:
     depth: int = 1
     flaw: str = ""  # "sorted" | "same row" | "not renormalised"
 
-    def start(self, draft, prompt, image, sampling):
-        return SiblingsDrafting(self, draft, prompt, sampling)
+    def start(self, pair, prompt, image, sampling):
+        return SiblingsDrafting(self, pair.draft, prompt, sampling)
 
 
 class SiblingsDrafting:
@@ -88,13 +88,40 @@ class SiblingsDrafting:
 
 
 @dataclass(frozen=True)
+class Once:
+    """Another drafter for the first block only: big trees are dear to enumerate block by block."""
+
+    drafter: object
+
+    def start(self, pair, prompt, image, sampling):
+        return OnceDrafting(self.drafter.start(pair, prompt, image, sampling))
+
+
+class OnceDrafting:
+    def __init__(self, drafting):
+        self.drafting, self.done = drafting, False
+
+    @property
+    def state(self):
+        return self.done
+
+    def propose(self, draws, max_depth):
+        tree = self.drafting.propose(draws, 0 if self.done else max_depth)
+        self.done = True
+        return tree
+
+    def commit(self, token_ids, n_accepted):
+        self.drafting.commit(token_ids, n_accepted)
+
+
+@dataclass(frozen=True)
 class Repeated:
     """`n_draws` independent draws for one place; a token drawn again is its node listed again."""
 
     n_draws: int = 2
 
-    def start(self, draft, prompt, image, sampling):
-        return RepeatedDrafting(self, draft, prompt, sampling)
+    def start(self, pair, prompt, image, sampling):
+        return RepeatedDrafting(self, pair.draft, prompt, sampling)
 
 
 class RepeatedDrafting(SiblingsDrafting):
@@ -128,8 +155,8 @@ class Hierarchy:
     one_block: bool = False
     flaw: str = ""  # "small's law" | "accepted only"
 
-    def start(self, draft, prompt, image, sampling):
-        return HierarchyDrafting(self, draft, prompt, sampling)
+    def start(self, pair, prompt, image, sampling):
+        return HierarchyDrafting(self, pair.draft, prompt, sampling)
 
 
 class HierarchyDrafting:
@@ -139,7 +166,7 @@ class HierarchyDrafting:
         self.settings, self.sampling, self.model = settings, sampling, small
         self.middle = settings.middle.open(prompt)
         inner = Chain(settings.inner_length)
-        self.small = inner.start(small, prompt, None, sampling)
+        self.small = inner.start(Pair(settings.middle, small), prompt, None, sampling)
 
     def propose(self, draws, max_depth):
         wanted = min(self.settings.draft_length, max_depth)

@@ -114,7 +114,7 @@ def second_token(pair: sn.Pair, n: int, temperature: float = 1.0, seed: int = 0)
     image = item.image if pair.target.sees_images else None
     sampling = sn.Sampling(temperature)
     context = pair.target.open(item.prompt, image)
-    drafting = sn.Chain(2).start(pair.draft, item.prompt, image, sampling)
+    drafting = sn.Chain(2).start(pair, item.prompt, image, sampling)
     forced = pair.target.tokenizer.encode(
         f" {item.answer.split('.')[0]}. In the", add_special_tokens=False
     )

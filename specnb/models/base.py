@@ -42,6 +42,9 @@ class Model(Protocol):
     def chat(self, prompt: str, image: bool = False) -> str:
         """The prompt inside the model's own template."""
 
+    def encode(self, prompt: Any, image: Any = None) -> tuple[list[int], Any]:
+        """Token ids of the templated prompt, and what the picture becomes."""
+
     def open(self, prompt: Any, image: Any = None) -> Context:
         """A context that has read the prompt but its last token."""
 

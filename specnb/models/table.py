@@ -60,6 +60,9 @@ class TableModel:
     def chat(self, prompt, image: bool = False):
         return prompt
 
+    def encode(self, prompt, image=None) -> tuple[list[int], None]:
+        return list(prompt), None
+
     def piece(self, token_id: int) -> str:
         return f"{token_id} "
 

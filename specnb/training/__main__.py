@@ -18,7 +18,6 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=DATA / "models", help="where finished models go"
     )
-    parser.add_argument("--start", type=Path, help="target: go on from this finished model folder")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
     options = parser.parse_args()
@@ -41,12 +40,8 @@ def main() -> None:
         return
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     if options.what == "target":
-        from specnb.training.target import train_on, train_target
+        from specnb.training.target import train_target
 
-        if options.start:
-            work, out = options.work / "target", options.out / "target"
-            train_on(tokenizer, options.start, work, out, options.device)
-            return
         train_target(tokenizer, options.work / "target", options.out / "target", options.device)
     else:
         from specnb.training.drafter import train_drafter

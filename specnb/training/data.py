@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specnb.scenes import TASKS, Example, example
-from specnb.scenes.grammar import COUNTS, place
+from specnb.scenes import TASKS, Example, blank, example
+from specnb.scenes.grammar import COUNTS, place, relation
 from specnb.scenes.tasks import ASSISTANT_TURN, USER_TURN
 from specnb.scenes.world import Scene
 
@@ -87,19 +87,40 @@ def pixels(items: list[Example]) -> Tensor:
     return torch.from_numpy(array).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
+def facts(seed: int) -> Example:
+    """A thing named, then all about it: the first step of binding, one look from word to patch."""
+    item = example("conversation", seed)
+    thing = random.Random(f"facts {seed}").choice(item.scene.only())
+    answer = f"{thing.kind} {thing.colour} {thing.size} {_cell(thing)}"
+    return Example("facts", item.image, f"the {thing.kind} is", answer, item.scene)
+
+
 def lookup(seed: int) -> Example:
-    """A very short question about one cell: the exercise that teaches binding (place -> facts)."""
+    """A very short question: binding in every other direction there is."""
     rng = random.Random(f"lookup {seed}")
-    item = example("caption", seed)
-    thing = rng.choice(item.scene.things)
-    where = f"{('top', 'middle', 'bottom')[thing.row]} {('left', 'center', 'right')[thing.column]}"
-    if rng.random() < 0.5:
-        prompt, answer = where, f"{thing.size} {thing.colour} {thing.kind}"
-    else:
-        same = [t for t in item.scene.of_kind(thing.kind) if t.colour == thing.colour]
+    item = example("conversation", seed)
+    scene = item.scene
+    thing, other = rng.sample(scene.only(), 2)
+    asks = rng.choices(("thing", "place", "look", "where", "relation"), (3, 2, 3, 3, 4))[0]
+    if asks == "thing":
+        thing = rng.choice(scene.things)
+        prompt, answer = _cell(thing), f"{thing.size} {thing.colour} {thing.kind}"
+    elif asks == "place":
+        thing = rng.choice(scene.things)
+        same = [t for t in scene.of_kind(thing.kind) if t.colour == thing.colour]
         prompt = f"{thing.colour} {thing.kind}"
-        answer = where if len(same) == 1 else f"{len(same)} of them"
-    return Example("lookup", item.image, prompt, answer, item.scene)
+        answer = _cell(thing) if len(same) == 1 else COUNTS[len(same) - 1]
+    elif asks == "look":
+        prompt, answer = f"look {thing.kind}", f"{thing.colour} {thing.size}"
+    elif asks == "where":
+        prompt, answer = f"where {thing.kind}", _cell(thing)
+    else:
+        prompt, answer = f"{thing.kind} from {other.kind}", relation(thing, other)
+    return Example("lookup", item.image, prompt, answer, scene)
+
+
+def _cell(thing) -> str:
+    return f"{('top', 'middle', 'bottom')[thing.row]} {('left', 'center', 'right')[thing.column]}"
 
 
 def listing(seed: int) -> Example:
@@ -129,7 +150,19 @@ def question(seed: int) -> Example:
     return replace(item, task="question", prompt=item.prompt.rsplit(USER_TURN, 1)[-1])
 
 
-EXERCISES = {"lookup": lookup, "listing": listing, "places": places, "question": question}
+def blind(seed: int) -> Example:
+    """A caption without its picture: what to say when there is nothing to see."""
+    return replace(example("caption", seed), image=blank())
+
+
+EXERCISES = {
+    "facts": facts,
+    "lookup": lookup,
+    "listing": listing,
+    "places": places,
+    "question": question,
+    "blind": blind,
+}
 
 
 def batches(

@@ -25,7 +25,6 @@ class Stage:
     warmup: int = 50
     final: float = 0.1  # last learning rate / highest
     data: int = 0  # first step of the data stream, so that stages do not see the same scenes
-    stop: int = 0  # ends early, at this step of the schedule; 0 = after the last one
 
 
 def rate(stage: Stage, step: int) -> float:
@@ -55,11 +54,10 @@ def train(
         parameters.values(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     step = load_checkpoint(path, stage, parameters, optimizer) if path.exists() else 0
-    last = stage.stop or stage.steps
     saved_at = time.monotonic()
-    bar = tqdm(total=last, initial=step, desc=stage.name, mininterval=5.0)
+    bar = tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=5.0)
     with open(folder / "metrics.jsonl", "a") as log:
-        while step < last:
+        while step < stage.steps:
             began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = rate(stage, step)
@@ -70,7 +68,7 @@ def train(
             optimizer.step()
             step += 1
             bar.update()
-            if step % 20 == 0 or step == last:
+            if step % 20 == 0 or step == stage.steps:
                 row = {
                     "stage": stage.name,
                     "step": step,
@@ -85,7 +83,7 @@ def train(
                 bar.set_postfix(
                     loss=f"{loss.item():.3f}", **{k: f"{v:.3f}" for k, v in figures.items()}
                 )
-            if time.monotonic() - saved_at > checkpoint_s or step == last:
+            if time.monotonic() - saved_at > checkpoint_s or step == stage.steps:
                 save_checkpoint(path, stage, step, parameters, optimizer)
                 saved_at = time.monotonic()
     bar.close()
