@@ -119,6 +119,14 @@ def lookup(seed: int) -> Example:
     return Example("lookup", item.image, prompt, answer, scene)
 
 
+def relate(seed: int) -> Example:
+    """Two things and how they stand to each other: the look-up that takes longest to learn."""
+    item = example("conversation", seed)
+    thing, other = random.Random(f"relate {seed}").sample(item.scene.only(), 2)
+    prompt = f"{thing.kind} from {other.kind}"
+    return Example("relate", item.image, prompt, relation(thing, other), item.scene)
+
+
 def _cell(thing) -> str:
     return f"{('top', 'middle', 'bottom')[thing.row]} {('left', 'center', 'right')[thing.column]}"
 
@@ -158,6 +166,7 @@ def blind(seed: int) -> Example:
 EXERCISES = {
     "facts": facts,
     "lookup": lookup,
+    "relate": relate,
     "listing": listing,
     "places": places,
     "question": question,

@@ -33,16 +33,23 @@ ALIGN = Stage("align", steps=250, batch=48, lr=2e-3)
 FACTS = Stage("facts", steps=300, batch=64, lr=1e-3, final=0.8)
 LOOKUP = Stage("lookup", steps=700, batch=96, lr=8e-4, final=0.5, data=1_000)
 LOOKUP_WEIGHTS = {"lookup": 0.8, "facts": 0.2}
-QUESTION = Stage("question", steps=1000, batch=96, lr=6e-4, final=0.4, data=4_000)
-MIX = Stage("mix", steps=2400, batch=48, lr=5e-4, final=0.1, data=8_000)
-DEEP = Stage("deep", steps=300, batch=48, lr=1.5e-4, warmup=20, final=0.05, data=14_000)
-QUESTION_WEIGHTS = {"question": 0.5, "lookup": 0.3, "places": 0.1, "listing": 0.1}
+QUESTION = Stage("question", steps=1100, batch=64, lr=6e-4, final=0.5, data=4_000)
+MIX = Stage("mix", steps=2100, batch=48, lr=5e-4, final=0.06, data=8_000)
+DEEP = Stage("deep", steps=200, batch=48, lr=1e-4, warmup=20, final=0.05, data=14_000)
+QUESTION_WEIGHTS = {
+    "question": 0.45,
+    "lookup": 0.15,
+    "relate": 0.25,
+    "places": 0.08,
+    "listing": 0.07,
+}
 MIX_WEIGHTS = {
     "caption": 0.42,
     "conversation": 0.18,
     "question": 0.14,
     "science": 0.15,
-    "lookup": 0.1,
+    "lookup": 0.05,
+    "relate": 0.05,
     "blind": 0.01,
 }
 FACT_WEIGHT = 3.0
