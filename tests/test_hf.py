@@ -10,6 +10,7 @@ import builders
 import pytest
 import torch
 from scipy import stats
+from toys import EVERY
 
 import specnb as sn
 from specnb.bench.exactness import generate
@@ -62,6 +63,47 @@ def test_greedy_output_is_plain_decoding_and_generate(pairs, name):
         assert run.token_ids == plain.token_ids
 
 
+@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("name", ["llava", "llama", "gpt2"])
+def test_greedy_output_of_every_method_is_plain_decoding(pairs, name, method):
+    """Drafts are drawn at temperature 1: at 0 a tree without replacement is a chain."""
+    pair, drafter = pairs[name], EVERY[method]
+    image = picture_for(pair.target)
+    plain = sn.autoregressive(pair.target, PROMPT, image, max_new_tokens=24)
+    for seed, draft_sampling in enumerate((sn.Sampling(1.0), None)):
+        run = sn.speculative(
+            pair,
+            PROMPT,
+            image,
+            drafter=drafter,
+            draft_sampling=draft_sampling,
+            max_new_tokens=24,
+            seed=seed,
+        )
+        assert run.token_ids == plain.token_ids
+        assert run == sn.Record.from_json(run.to_json())
+
+
+def test_one_target_forward_per_block_and_one_drafter_forward_per_level(pairs, monkeypatch):
+    pair = pairs["llama"]
+    calls = Counter()
+    for role in ("target", "draft"):
+        module = getattr(pair, role).module
+
+        def counted(*args, _f=module.forward, _role=role, **kwargs):
+            calls[_role] += 1
+            return _f(*args, **kwargs)
+
+        monkeypatch.setattr(module, "forward", counted)
+    drafter, sampling = sn.GumbelTopK((3, 2, 2)), sn.Sampling(1.0)
+    run = sn.speculative(pair, PROMPT, drafter=drafter, sampling=sampling, max_new_tokens=30)
+    prefill = 1
+    assert calls["target"] == prefill + len(run.blocks)
+    assert calls["draft"] == prefill + sum(block.draft_forwards for block in run.blocks)
+    full = [block for block in run.blocks if block.stopped_by == "length"]
+    assert {(block.draft_forwards, block.n_drafted) for block in full} == {(3, 3 + 6 + 12)}
+
+
 def test_the_near_copy_is_accepted_sometimes(pairs):
     """Neither all nor none: equality above was tested on both kinds of blocks."""
     run = sn.speculative(pairs["llama"], PROMPT, max_new_tokens=60)
@@ -93,6 +135,26 @@ def test_the_image_is_encoded_once_and_hidden_from_the_drafter(pairs, monkeypatc
 @pytest.mark.parametrize("name", ["llava", "llama", "gpt2"])
 def test_rows_equal_a_fresh_prefill_after_every_kind_of_round(pairs, name):
     assert worst_cache_error(pairs[name].target, picture_for(pairs[name].target)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llava", "llama"])
+def test_rows_with_eager_attention(pairs, name, monkeypatch):
+    """Eager attention adds the mask to the scores: a mask of True and False would hide nothing."""
+    model = copy.copy(pairs[name].target)
+    module = model.module
+    before = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    try:
+        assert worst_cache_error(model, picture_for(model)) < 1e-5
+        call = HFContext._call
+
+        def as_bool(self, tokens, positions, mask, extra, keep):
+            return call(self, tokens, positions, mask if mask is None else mask == 0, extra, keep)
+
+        monkeypatch.setattr(HFContext, "_call", as_bool)
+        assert worst_cache_error(model, picture_for(model)) > 1e-3
+    finally:
+        module.set_attn_implementation(before)
 
 
 def test_the_drafters_rows_as_well(pairs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from toys import EVERY
 
 import specnb as sn
 from specnb.bench.exactness import generate
@@ -32,6 +33,20 @@ def test_greedy_equality_and_end_token(pair):
         assert plain.token_ids == generate(pair.target, prompt, None, 100)
         run = sn.speculative(pair, prompt, max_new_tokens=100)
         assert run.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_greedy_output_of_every_method(pair, method):
+    plain = sn.autoregressive(pair.target, PROMPTS[0], max_new_tokens=60)
+    run = sn.speculative(
+        pair,
+        PROMPTS[0],
+        drafter=EVERY[method],
+        draft_sampling=sn.Sampling(1.0),
+        max_new_tokens=60,
+    )
+    assert run.token_ids == plain.token_ids
+    assert len(run.blocks) < 60  # some drafts were kept
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

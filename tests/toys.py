@@ -7,9 +7,10 @@ import torch
 
 from specnb import exact
 from specnb.decode import next_block
-from specnb.drafters import Chain
+from specnb.drafters import Chain, GumbelTopK, IIDTree, PromptLookup, StochasticBeam, TopKTree
 from specnb.models import Pair, TableModel
 from specnb.sampling import Sampling
+from specnb.stopping import AdaEDL, MaxConfidence
 from specnb.tree import DraftTree
 
 TOLERANCE = 1e-12
@@ -204,5 +205,17 @@ def models(vocab_size=3, order=1, seed=0, draft_order=None) -> tuple[TableModel,
     return target, TableModel.random(vocab_size, draft_order or order, seed=2 * seed + 1)
 
 
+EVERY = {  # method by name, as far as it goes with any model
+    "chain": Chain(5),
+    "AdaEDL": Chain(12, stop=AdaEDL(0.4)),
+    "MaxConfidence": Chain(12, stop=MaxConfidence(0.4)),
+    "RSD-C": GumbelTopK((3, 2, 1)),
+    "RSD-S": StochasticBeam(3, 4),
+    "iid": IIDTree((3, 2, 1)),
+    "k-SEQ": IIDTree((3, 1, 1), verify="kseq"),
+    "top-k": TopKTree((3, 2, 1)),
+    "prompt lookup": PromptLookup(2, 4),
+    "RSD-S with AdaEDL": StochasticBeam(4, 6, stop=AdaEDL(0.4)),
+}
 GREEDY = Sampling()
 PLAIN = Sampling(temperature=1.0)
