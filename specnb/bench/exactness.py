@@ -24,28 +24,60 @@ from specnb.models import TableModel
 from specnb.scenes import TASKS, examples
 
 KEPT = Path("runs/bench")
-N_PROMPTS, N_SAMPLED, N_CONTROL = 200, 20_000, 2_000
+N_PROMPTS, N_SAMPLED, N_CONTROL, N_BEAM = 200, 20_000, 2_000, 200_000
 MAX_NEW_TOKENS = 110
+
+
+METHODS = (  # drafter, vocabulary size; all enumerated with two tokens and more
+    (sn.Chain(2), 5),
+    (sn.Chain(3), 3),
+    (sn.Chain(3, stop=sn.AdaEDL(0.4, epsilon=0.5, beta2=0.0)), 3),
+    (sn.Chain(3, stop=sn.MaxConfidence(0.5, epsilon=0.5, beta2=0.0)), 3),
+    (sn.GumbelTopK((2, 1)), 4),
+    (sn.GumbelTopK((2, 2)), 3),
+    (sn.GumbelTopK((2, 2), stop=sn.AdaEDL(0.4, adaptive=False)), 3),
+    (sn.IIDTree((2, 1)), 3),
+    (sn.IIDTree((3,), verify="kseq"), 3),
+    (sn.TopKTree((2, 2)), 4),
+    (sn.PromptLookup(2, 3), 4),
+)
+LAW_SAMPLINGS = (
+    sn.Sampling(0.0),
+    sn.Sampling(0.5, top_p=0.8),
+    sn.Sampling(1.0),
+    sn.Sampling(1.7, top_k=2),
+)
 
 
 def laws() -> dict:
     """Largest difference between `exact.law` and the target's law over a grid of table models."""
-    worst, n = 0.0, 0
-    for vocab_size, draft_length in ((2, 3), (3, 3), (4, 2), (5, 2)):
+    worst, n, prompt = 0.0, 0, (0, 1, 0)
+    for drafter, vocab_size in tqdm(METHODS, desc="laws", leave=False):
         target = TableModel.random(vocab_size, seed=1)
         for draft in (TableModel.random(vocab_size, seed=2), target):
-            for sampling in (
-                sn.Sampling(0.0),
-                sn.Sampling(0.5, top_p=0.8),
-                sn.Sampling(1.0, top_k=2),
-                sn.Sampling(1.7),
-            ):
-                for clip in (False, True):
-                    drafter = sn.Chain(draft_length)
-                    law = exact.law(target, draft, drafter, sampling, 3, clip=clip)
-                    difference = law.probs - exact.target_law(target, sampling, 3)
-                    worst, n = max(worst, float(difference.abs().max())), n + 1
+            for sampling in LAW_SAMPLINGS:
+                law = exact.law(target, draft, drafter, sampling, 2, prompt)
+                difference = law.probs - exact.target_law(target, sampling, 2, prompt)
+                worst, n = max(worst, float(difference.abs().max())), n + 1
     return {"laws": n, "largest_difference": worst}
+
+
+def beam(n: int, seed: int = 0) -> dict:
+    """Stochastic beam search draws continuous noise, so its law is sampled: two tokens, V = 5.
+
+    The bound is twice the mean distance of 200 multinomial samples of the same size.
+    """
+    target, draft = TableModel.random(5, seed=1), TableModel.random(5, seed=2)
+    sampling, drafter = sn.Sampling(1.0), sn.StochasticBeam(2, 2)
+    wanted = exact.target_law(target, sampling, 2)
+    counts, draws = torch.zeros_like(wanted), sn.Draws(seed)
+    for _ in tqdm(range(n), desc="stochastic beam", leave=False, mininterval=2):
+        counts[exact.two_tokens(target, draft, drafter, sampling, draws)] += 1
+    return {
+        "rounds": n,
+        "distance": exact.distance(counts / n, wanted),
+        "bound": exact.noise_bound(wanted, n),
+    }
 
 
 def greedy(pair: sn.Pair, n: int, name: str) -> dict:
@@ -182,13 +214,15 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
         if Path(model.path, "model.safetensors").is_file()
     )
     name = hashlib.sha256(weights + pair.target.path.encode()).hexdigest()[:12]
-    figures = {"laws": laws(), "greedy": greedy(pair, n or N_PROMPTS, name)}
+    figures = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
+    figures["greedy"] = greedy(pair, n or N_PROMPTS, name)
     figures["second_token"] = second_token(pair, n * 100 if n else N_SAMPLED)
     with planted_bug():
         figures["planted_bug"] = second_token(pair, min(N_CONTROL, n * 100) if n else N_CONTROL)
     rows = figures["greedy"]
     figures["passed"] = bool(
         figures["laws"]["largest_difference"] < 1e-12
+        and figures["beam"]["distance"] < figures["beam"]["bound"]
         and rows["equal_to_plain"] == rows["equal_to_generate"] == rows["prompts"]
         and figures["second_token"]["p_value"] > 1e-4
         and figures["planted_bug"]["p_value"] < 1e-4
@@ -202,6 +236,8 @@ def table(figures: dict) -> str:
     lines = [
         f"exact laws: {law['laws']} methods x laws, largest difference "
         f"{law['largest_difference']:.1e} (bar 1e-12)",
+        "stochastic beam: {rounds} rounds, distance to the target's law {distance:.4f} "
+        "(bound {bound:.4f})".format(**figures["beam"]),
         f"greedy: {rows['equal_to_plain']}/{rows['prompts']} equal to plain decoding, "
         f"{rows['equal_to_generate']}/{rows['prompts']} equal to transformers' generate "
         f"({rows['tokens']} tokens in {rows['target_calls']} target calls)",

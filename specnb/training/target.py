@@ -34,7 +34,7 @@ FACTS = Stage("facts", steps=300, batch=64, lr=1e-3, final=0.8)
 LOOKUP = Stage("lookup", steps=700, batch=96, lr=8e-4, final=0.5, data=1_000)
 LOOKUP_WEIGHTS = {"lookup": 0.8, "facts": 0.2}
 QUESTION = Stage("question", steps=1100, batch=64, lr=6e-4, final=0.5, data=4_000)
-MIX = Stage("mix", steps=2100, batch=48, lr=5e-4, final=0.06, data=8_000)
+MIX = Stage("mix", steps=2700, batch=48, lr=5e-4, final=0.06, data=8_000)
 DEEP = Stage("deep", steps=200, batch=48, lr=1e-4, warmup=20, final=0.05, data=14_000)
 QUESTION_WEIGHTS = {
     "question": 0.45,
@@ -44,13 +44,13 @@ QUESTION_WEIGHTS = {
     "listing": 0.07,
 }
 MIX_WEIGHTS = {
-    "caption": 0.42,
-    "conversation": 0.18,
-    "question": 0.14,
-    "science": 0.15,
+    "caption": 0.4,
+    "conversation": 0.17,
+    "question": 0.17,
+    "science": 0.14,
     "lookup": 0.05,
     "relate": 0.05,
-    "blind": 0.01,
+    "blind": 0.02,
 }
 FACT_WEIGHT = 3.0
 SHALLOW_LAYERS, LAYERS = 4, 8

@@ -1,4 +1,4 @@
-"""Pictures of a `Record`: `tokens` (HTML), `svg` (static), and plotly figures in `plots`.
+"""Pictures of a `Record`: `tokens` (HTML), `tree` and `svg` (static), plotly figures in `plots`.
 
 `views.tokens` and `views.svg` are the functions, not the modules of the same names. plotly is
 loaded with the first use of `views.plots`, so that the strip alone costs nothing.
@@ -8,8 +8,9 @@ import importlib
 
 from specnb.views.svg import svg
 from specnb.views.tokens import TokenStrip, tokens
+from specnb.views.trees import TreePicture, tree
 
-__all__ = ["TokenStrip", "plots", "svg", "tokens"]
+__all__ = ["TokenStrip", "TreePicture", "plots", "svg", "tokens", "tree"]
 
 
 def __getattr__(name: str):

@@ -21,14 +21,14 @@ def svg(record: Record, width: int = 900) -> str:
     for block, rows in by_block(record):
         for place, row in enumerate(rows):
             text = cut(row.text)
-            box = _columns(text) * _CHAR + 24
+            box = columns(text) * _CHAR + 24
             room = 22 if place == 0 else 0  # a block's number stays with its first token
             if x + room + box > width - _EDGE and x > _EDGE:
                 x, y = float(_EDGE), y + _LINE
             if place == 0:
                 shapes.append(_number(block + 1, x, y))
                 x += room
-            shapes.append(_box(text, row.verdict, x, y, box))
+            shapes.append(token_box(text, row.verdict, x, y, box))
             # A rule under the tokens of one block ties them together across line ends.
             end = x + box + (0 if place == len(rows) - 1 else 3)
             shapes.append(_rule(x - room, end, y + _HIGH + 3.5))
@@ -40,7 +40,7 @@ def svg(record: Record, width: int = 900) -> str:
         box = len(verdict) * _CHAR + 24
         if x + box > width - _EDGE:
             x, y = float(_EDGE), y + _LINE
-        shapes.append(_box(verdict, verdict, x, y, box))
+        shapes.append(token_box(verdict, verdict, x, y, box))
         x += box + 8
     height = y + _HIGH + _EDGE
     line = html.escape(summary(record))
@@ -54,7 +54,7 @@ def svg(record: Record, width: int = 900) -> str:
     )
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
     """Columns of a monospace font: wide characters take two, marks none."""
     return sum(
         0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
@@ -73,7 +73,7 @@ def _rule(start: float, end: float, y: float) -> str:
     return f'<path d="M{start:g} {y:g}H{end:g}" stroke="#555555" stroke-width="1.5"/>'
 
 
-def _box(text: str, verdict: str, x: float, y: float, box: float) -> str:
+def token_box(text: str, verdict: str, x: float, y: float, box: float) -> str:
     look = LOOKS[verdict]
     ink, ground, rim = look.light
     line = _DASHES.get(look.line, "")
@@ -85,7 +85,7 @@ def _box(text: str, verdict: str, x: float, y: float, box: float) -> str:
         f'font-weight="bold" fill="{ink}">{look.sign}</text>',
         # textLength holds the text inside its box whatever font the reader has.
         f'<text x="{x + 19:g}" y="{y + 16.5:g}" font-family="{_MONO}" font-size="14" '
-        f'xml:space="preserve" textLength="{_columns(text) * _CHAR:g}" '
+        f'xml:space="preserve" textLength="{columns(text) * _CHAR:g}" '
         f'lengthAdjust="spacingAndGlyphs" fill="{ink}">{html.escape(text)}</text>',
     ]
     if verdict == "rejected" and text != verdict:  # not in the legend

@@ -1,0 +1,152 @@
+"""Methods side by side: interleaved per prompt, resumable, paired ratios with intervals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import specnb as sn
+from specnb.drafters import Drafter
+
+KEPT = Path("runs/bench")
+
+
+class Row(NamedTuple):
+    """One run in figures."""
+
+    tokens: int
+    calls: int
+    drafted: int
+    accepted: int
+    examined: int
+    forwards: int  # of the drafter
+    seconds: float  # without prefill
+
+    @property
+    def block_efficiency(self) -> float:
+        return self.tokens / self.calls
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+def row_of(record: sn.Record) -> Row:
+    """The figures of a run."""
+    blocks = record.blocks
+    return Row(
+        tokens=len(record.token_ids),
+        calls=len(blocks),
+        drafted=sum(block.n_drafted for block in blocks),
+        accepted=sum(block.n_accepted for block in blocks),
+        examined=sum(row.verdict in ("accepted", "rejected") for row in record.tokens),
+        forwards=sum(block.draft_forwards for block in blocks),
+        seconds=sum(block.draft_s + block.verify_s for block in blocks),
+    )
+
+
+class Kept:
+    """Rows of runs in a file, so that a measurement that was stopped goes on.
+
+    The file belongs to the weights of a pair and to the source of the package: after a change of
+    either it is another one.
+    """
+
+    def __init__(self, subject: str, pair: sn.Pair):
+        digest = hashlib.sha256()
+        for model in (pair.target, pair.draft):
+            for file in sorted(Path(model.path).glob("*.safetensors")):
+                digest.update(file.read_bytes())
+        for file in sorted(Path(sn.__file__).parent.glob("*.py")):
+            digest.update(file.read_bytes())
+        self.path = KEPT / f"{subject}-{digest.hexdigest()[:12]}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[str, Row] = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                data = json.loads(line)
+                self.rows[data["key"]] = Row(*data["row"])
+
+    def add(self, key: str, row: Row) -> None:
+        self.rows[key] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps({"key": key, "row": row}) + "\n")
+
+
+def side_by_side(
+    kept: Kept,
+    pair: sn.Pair,
+    prompts: Sequence,
+    methods: Mapping[str, Drafter],
+    sampling: sn.Sampling,
+    label: str,
+    draft_sampling: sn.Sampling | None = None,
+    max_new_tokens: int = 64,
+) -> dict[str, list[Row]]:
+    """Every method on every prompt, one after another per prompt; the order goes round.
+
+    `prompts` are items with `prompt` and `image`. Gives rows by method, in the prompts' order.
+    """
+    found: dict[str, list[Row]] = {name: [] for name in methods}
+    names = list(methods)
+    for index, item in enumerate(tqdm(prompts, desc=label, leave=False, mininterval=5)):
+        for name in names[index % len(names) :] + names[: index % len(names)]:
+            key = f"{label} {name} {index}"
+            if key not in kept.rows:
+                run = sn.speculative(
+                    pair,
+                    item.prompt,
+                    item.image if pair.target.sees_images else None,
+                    drafter=methods[name],
+                    sampling=sampling,
+                    draft_sampling=draft_sampling,
+                    max_new_tokens=max_new_tokens,
+                    seed=index,
+                )
+                kept.add(key, row_of(run))
+            found[name].append(kept.rows[key])
+    return found
+
+
+def pooled(rows: Sequence[Row], figure: str) -> float:
+    """A figure over runs: sums over sums."""
+    total = Row(*(sum(column) for column in zip(*rows, strict=True)))
+    return getattr(total, figure)
+
+
+def best_of(rows: Mapping[str, Sequence[Row]], names: Iterable[str], figure: str) -> str:
+    """The method with the largest pooled figure."""
+    return max(names, key=lambda name: pooled(rows[name], figure))
+
+
+def geometric_ratio(
+    pairs: Sequence[tuple[Sequence[Row], Sequence[Row]]], figure: str, draws: int = 2000
+) -> dict[str, float]:
+    """Geometric mean over cells of pooled a / pooled b, bootstrapped over prompts in pairs.
+
+    `pairs` holds one (a, b) per task and temperature, prompt by prompt. `low` and `high` are the
+    ends of the 95 % interval.
+    """
+    rng = np.random.default_rng(0)
+    logs, spread = [], np.zeros(draws)
+    denominator = {"block_efficiency": "calls", "tokens_per_second": "seconds"}[figure]
+    top, bottom = Row._fields.index("tokens"), Row._fields.index(denominator)
+    for a, b in pairs:
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        chosen = rng.integers(0, len(a), (draws, len(a)))
+
+        def log_ratio(index, a=a, b=b):
+            ra = a[index][..., top].sum(-1) / a[index][..., bottom].sum(-1)
+            rb = b[index][..., top].sum(-1) / b[index][..., bottom].sum(-1)
+            return np.log(ra / rb)
+
+        logs.append(float(log_ratio(np.arange(len(a)))))
+        spread += log_ratio(chosen)
+    low, high = np.exp(np.percentile(spread / len(pairs), [2.5, 97.5]))
+    return {"ratio": float(np.exp(np.mean(logs))), "low": float(low), "high": float(high)}

@@ -1,0 +1,115 @@
+"""When should a drafter stop? Fixed lengths against MaxConfidence and AdaEDL, in real time.
+
+Thresholds and the best fixed length are chosen on one half of the prompts; every figure is of the
+other half.
+"""
+
+from __future__ import annotations
+
+import specnb as sn
+from specnb.bench.paired import Kept, best_of, geometric_ratio, pooled, side_by_side
+from specnb.scenes import TASKS, examples
+
+TEMPERATURES = (0.0, 0.7, 1.0, 1.3)
+LENGTHS = (3, 7, 16)
+GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+RULES = {"MaxConfidence": sn.MaxConfidence, "AdaEDL": sn.AdaEDL}
+SPEED = "tokens_per_second"
+BARS = {"static 16": 1.10, "static 7": 1.05, "best static": 1.0}
+
+
+def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
+    """All figures, on `n` prompts per task and half (10)."""
+    pair = sn.load_pair(target, draft)
+    kept, n = Kept("stopping", pair), n or 10
+    items = {task: examples(task, 2 * n, 3) for task in TASKS}
+    tuning = {task: group[:n] for task, group in items.items()}
+    other = {task: group[n:] for task, group in items.items()}
+    chosen, cells = {}, []
+    for temperature in TEMPERATURES:
+        sampling = sn.Sampling(temperature)
+        methods = {f"static {length}": sn.Chain(length) for length in range(1, 17)}
+        for name, rule in RULES.items():
+            methods |= {f"{name} {t}": sn.Chain(16, stop=rule(t)) for t in GRID}
+        found: dict[str, list] = {name: [] for name in methods}
+        for task, group in tuning.items():
+            label = f"tune {task} {temperature}"
+            for name, rows in side_by_side(kept, pair, group, methods, sampling, label).items():
+                found[name] += rows
+
+        static = best_of(found, (m for m in methods if m.startswith("static")), SPEED)
+        thresholds = {
+            name: float(best_of(found, (f"{name} {t}" for t in GRID), SPEED).split()[-1])
+            for name in RULES
+        }
+        chosen[str(temperature)] = {"best_static": int(static.split()[-1])} | thresholds
+        methods = {f"static {length}": sn.Chain(length) for length in LENGTHS}
+        methods["best static"] = sn.Chain(chosen[str(temperature)]["best_static"])
+        for name, rule in RULES.items():
+            for length in LENGTHS:
+                stop = rule(thresholds[name])
+                methods[f"{name} {length}"] = sn.Chain(length, stop=stop)
+        for task, group in other.items():
+            rows = side_by_side(kept, pair, group, methods, sampling, f"{task} {temperature}")
+            cells.append({"task": task, "temperature": temperature, "rows": rows})
+    return {"n": n, "chosen": chosen, "cells": _figures(cells), "ratios": _ratios(cells)}
+
+
+def _figures(cells) -> list[dict]:
+    lines = []
+    for cell in cells:
+        for name, rows in cell["rows"].items():
+            calls = sum(row.calls for row in rows)
+            lines.append(
+                {
+                    "task": cell["task"],
+                    "temperature": cell["temperature"],
+                    "method": name,
+                    "block_efficiency": pooled(rows, "block_efficiency"),
+                    "wasted_per_call": sum(row.drafted - row.accepted for row in rows) / calls,
+                    "tokens_per_second": pooled(rows, "tokens_per_second"),
+                }
+            )
+    return lines
+
+
+def _ratios(cells) -> dict:
+    """AdaEDL at 16 (at 7 against static 7) over the others, in tokens per second."""
+    found = {}
+    for other, mine in (
+        ("static 16", "AdaEDL 16"),
+        ("static 7", "AdaEDL 7"),
+        ("best static", "AdaEDL 16"),
+        ("MaxConfidence 16", "AdaEDL 16"),
+        ("MaxConfidence 7", "AdaEDL 7"),
+    ):
+        pairs = [(cell["rows"][mine], cell["rows"][other]) for cell in cells]
+        found[other] = {
+            "method": mine,
+            "tokens_per_second": geometric_ratio(pairs, "tokens_per_second"),
+            "block_efficiency": geometric_ratio(pairs, "block_efficiency"),
+        }
+    return found
+
+
+def table(figures: dict) -> str:
+    """The figures as text."""
+    lines = [f"{figures['n']} prompts per task and half; chosen on the other half:"]
+    for temperature, row in figures["chosen"].items():
+        lines.append(f"  T {temperature}: " + ", ".join(f"{k} {v}" for k, v in row.items()))
+    lines.append("task          T    method            block efficiency  wasted/call  tokens/s")
+    for row in figures["cells"]:
+        lines.append(
+            f"{row['task']:13} {row['temperature']:<4} {row['method']:17} "
+            f"{row['block_efficiency']:16.2f} {row['wasted_per_call']:12.2f} "
+            f"{row['tokens_per_second']:9.0f}"
+        )
+    lines.append("geometric mean over tasks and temperatures, paired by prompt, 95 % interval")
+    for other, row in figures["ratios"].items():
+        time = row["tokens_per_second"]
+        bar = f"  bar {BARS[other]:.2f}" if other in BARS else "  bar: interval not below 1"
+        lines.append(
+            f"  {row['method']} / {other}: tokens/s {time['ratio']:.3f} "
+            f"[{time['low']:.3f}, {time['high']:.3f}]{bar}"
+        )
+    return "\n".join(lines)
