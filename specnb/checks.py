@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specnb import sampling, theory
+from specnb import sampling, stopping, theory
 
 Function = Callable[..., Any]
 Mistake = tuple[Function, str]  # a typical wrong answer, and what to tell its author
@@ -102,6 +102,151 @@ def mbsu(function: Function, strict: bool = False) -> Function:
     return _check("exercise 1", function, theory.mbsu, cases, mistakes, strict)
 
 
+def entropy_bound(function: Function, strict: bool = False) -> Function:
+    """Exercise 1 of notebook 03: AdaEDL's score, 1 - sqrt(entropy_factor * entropy)."""
+    rows = [[0.5, 0.25, 0.25], [1.0, 0.0], [0.25] * 4, [0.9, 0.05, 0.05], [0.01] * 100]
+    cases = [
+        (torch.tensor(row, dtype=torch.float64), factor) for row in rows for factor in (0.2, 0.5)
+    ]
+
+    def entropy(probs: Tensor) -> float:
+        return float(torch.special.entr(probs).sum())
+
+    mistakes = [
+        (
+            lambda probs, factor: 1 - math.sqrt(factor * entropy(probs) / math.log(2)),
+            "Your entropy is in bits; the bound wants nats, the natural logarithm.",
+        ),
+        (
+            lambda probs, factor: 1 - factor * entropy(probs),
+            "Pinsker's inequality bounds the distance by a root.",
+        ),
+        (
+            lambda probs, factor: math.sqrt(factor * entropy(probs)),
+            "This estimates the distance of the laws; acceptance is 1 minus it.",
+        ),
+        (
+            lambda probs, factor: float(1 - (factor * -(probs * probs.log()).sum()).sqrt()),
+            "A token of probability 0 adds nothing to the entropy, but 0 * log 0 is not a number.",
+        ),
+    ]
+
+    def reference(probs: Tensor, factor: float) -> float:
+        return stopping.entropy_bound(entropy(probs), factor)
+
+    return _check("exercise 1", function, reference, cases, mistakes, strict)
+
+
+def threshold_update(function: Function, strict: bool = False) -> Function:
+    """Exercise 2 of notebook 03: (threshold, acceptance) after a block, by AdaEDL's algorithm 1.
+
+    The function takes threshold, running acceptance, drafted, accepted and draft length; the
+    settings are the paper's: alpha 0.9, beta1 0.5, beta2 0.9, epsilon 0.01.
+    """
+    cases = [(0.4, 0.0, 5, 3, 7), (0.4, 0.9, 5, 5, 7), (0.4, 0.9, 7, 7, 7), (0.6, 0.8, 4, 0, 7),
+             (0.3, 0.95, 6, 5, 7)]  # fmt: skip
+
+    def reference(threshold, acceptance, drafted, accepted, draft_length):
+        state = stopping.AdaEDL(threshold).start()
+        state.acceptance = acceptance
+        state.update(drafted, accepted, draft_length)
+        return torch.tensor(state.state, dtype=torch.float64)
+
+    def variant(beta1=0.5, beta2=0.9, sign=1.0):
+        def update(threshold, acceptance, drafted, accepted, draft_length):
+            acceptance = beta1 * acceptance + (1 - beta1) * accepted / drafted
+            step = 0.01 if acceptance < 0.9 else -0.01 if accepted != draft_length else 0.0
+            moved = threshold + sign * step
+            threshold = beta2 * threshold + (1 - beta2) * moved
+            return torch.tensor([threshold, acceptance], dtype=torch.float64)
+
+        return update
+
+    mistakes = [
+        (variant(sign=-1.0), "Too little accepted means stop earlier: the threshold goes up."),
+        (variant(beta2=0.0), "The threshold moves by a tenth of the step only (beta2 = 0.9)."),
+        (variant(beta1=0.0), "Acceptance is a running mean (beta1 = 0.5), not the last block's."),
+    ]
+    return _check("exercise 2", function, reference, cases, mistakes, strict)
+
+
+def gumbel_top_k(function: Function, strict: bool = False) -> Function:
+    """Exercise 1 of notebook 04: k distinct tokens in draw order from given Gumbel numbers."""
+    noise = sampling.Draws(0).gumbel((5, 6))
+    laws = torch.rand(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) ** 3
+    cases = [
+        (law / law.sum(), row, k) for law, row, k in zip(laws, noise, (1, 2, 3, 6, 2), strict=True)
+    ]
+
+    def reference(probs, gumbel, k):
+        return (probs.log() + gumbel).topk(k).indices
+
+    mistakes = [
+        (
+            lambda probs, gumbel, k: (probs + gumbel).topk(k).indices,
+            "The noise is added to the logarithms of the probabilities.",
+        ),
+        (
+            lambda probs, gumbel, k: probs.topk(k).indices,
+            "These are the k likeliest tokens; nothing is drawn.",
+        ),
+        (
+            lambda probs, gumbel, k: (probs.log() + gumbel).topk(k).indices.sort().values,
+            "The right tokens, but their order counts: the verifier goes through them as drawn.",
+        ),
+        (
+            lambda probs, gumbel, k: (probs.log() - gumbel).topk(k).indices,
+            "The noise is added, not taken away.",
+        ),
+    ]
+    return _check("exercise 1", function, reference, cases, mistakes, strict)
+
+
+def rejection_step(function: Function, strict: bool = False) -> Function:
+    """Exercise 2 of notebook 04: what is left of target and draft law after a rejection."""
+    rows = [
+        ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5], 2),
+        ([0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], 0),
+        ([0.0, 0.6, 0.4], [0.9, 0.05, 0.05], 0),
+        ([0.25, 0.25, 0.5], [0.3, 0.3, 0.4], 1),
+    ]
+    cases = [
+        (torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64), token)
+        for a, b, token in rows
+    ]
+
+    def without(draft, token):
+        left = draft.clone()
+        left[token] = 0.0
+        return left
+
+    def reference(target, draft, token):
+        left = without(draft, token)
+        return torch.stack([sampling.residual(target, draft), left / left.sum()])
+
+    mistakes = [
+        (
+            lambda t, d, x: torch.stack([sampling.residual(t, d), without(d, x)]),
+            "The draft law must sum to 1 again after the token is taken out.",
+        ),
+        (
+            lambda t, d, x: torch.stack([sampling.residual(t, d), d]),
+            "The rejected token cannot be drawn a second time: take it out of the draft law.",
+        ),
+        (
+            lambda t, d, x: torch.stack(
+                [sampling.residual(t, without(d, x)), reference(t, d, x)[1]]
+            ),
+            "The residual is taken against the law that the token was drawn from.",
+        ),
+        (
+            lambda t, d, x: torch.stack([t, reference(t, d, x)[1]]),
+            "The target's law must become the residual.",
+        ),
+    ]
+    return _check("exercise 2", function, reference, cases, mistakes, strict)
+
+
 def _accept_prob(target_prob: float, draft_prob: float) -> float:
     return min(1.0, target_prob / draft_prob)
 
@@ -150,9 +295,14 @@ def _same_mistake(wrong: Function, case: tuple, got: Any) -> bool:
 def _equal(got: Any, expected: Any) -> bool:
     try:
         if isinstance(expected, Tensor):
-            got = torch.as_tensor(got, dtype=torch.float64)
+            if isinstance(got, (tuple, list)) and got and isinstance(got[0], Tensor):
+                got = torch.stack([torch.as_tensor(part) for part in got])
+            got = torch.as_tensor(got, dtype=expected.dtype)
             return got.shape == expected.shape and torch.allclose(got, expected, atol=1e-9)
-        return math.isclose(float(got), float(expected), rel_tol=1e-9, abs_tol=1e-12)
+        got, expected = float(got), float(expected)
+        if math.isnan(expected):  # the same wrong answer; no right one is not a number
+            return math.isnan(got)
+        return math.isclose(got, expected, rel_tol=1e-9, abs_tol=1e-12)
     except (TypeError, ValueError, RuntimeError):
         return False
 

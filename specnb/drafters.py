@@ -168,8 +168,8 @@ class TreeDrafting:
                 drawn.append(node)
             self.depth_drafted = number + 1
             frontier = [node for node in found.values() if tokens[node] not in self.eos_ids]
-            if not frontier:
-                stopped_by = "eos"  # nothing is ever said behind the end
+            if not frontier:  # nothing is ever said behind the end
+                stopped_by = "eos" if found else "rule"
                 break
         return DraftTree(
             tokens=tuple(tokens),

@@ -158,6 +158,21 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().sum() / 2)
 
 
+def acceptance(
+    target: TableModel, draft: TableModel, drafter: Drafter, sampling: Sampling
+) -> float:
+    """The exact probability that the first block keeps at least one drafted token."""
+    scripts: list[list[int]] = [[]]
+    found = 0.0
+    while scripts:
+        draws = Enumerator(scripts.pop())
+        drafting = drafter.start(Pair(target, draft), [0], None, sampling)
+        block = next_block(target.open([0]), drafting, sampling, draws, 1 << 20)
+        scripts += draws.open
+        found += draws.prob * bool(block.outcome.path)
+    return found
+
+
 def two_tokens(
     target: TableModel, draft: TableModel, drafter: Drafter, sampling: Sampling, draws: Draws
 ) -> tuple[int, int]:

@@ -159,6 +159,65 @@ class RunConfig:
         return Sampling(self.temperature, top_p=self.top_p)
 
 
+@dataclass(frozen=True)
+class StoppingConfig(RunConfig):
+    """Parameters of the notebook on stopping rules."""
+
+    draft_length: int = 16
+    temperature: float = 1.0
+    rule: str = "AdaEDL"
+    threshold: float = 0.5
+    entropy_factor: float = 0.2
+    adaptive: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rule not in ("AdaEDL", "MaxConfidence"):
+            raise ValueError(f"rule={self.rule!r}: choose AdaEDL or MaxConfidence")
+        _ = self.stop  # refuses what the rule refuses
+
+    @property
+    def stop(self):
+        """The stopping rule that the parameters describe."""
+        return self.stop_at(self.threshold)
+
+    def stop_at(self, threshold: float):
+        """The same rule with another threshold."""
+        from specnb.stopping import AdaEDL, MaxConfidence
+
+        if self.rule == "MaxConfidence":
+            return MaxConfidence(threshold, adaptive=self.adaptive)
+        return AdaEDL(threshold, adaptive=self.adaptive, entropy_factor=self.entropy_factor)
+
+
+@dataclass(frozen=True)
+class TreeConfig(RunConfig):
+    """Parameters of the notebook on trees. `branching` is written as in "2,2,1"."""
+
+    draft_length: int = 4
+    temperature: float = 1.0
+    draft_temperature: float = 1.0
+    branching: str = "3,2,1"
+    width: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        from specnb.sampling import Sampling
+
+        Sampling(self.draft_temperature)
+        if self.width < 1:
+            raise ValueError(f"width={self.width}: give a whole number >= 1")
+        if not all(part.strip().isdigit() and int(part) > 0 for part in self.branching.split(",")):
+            raise ValueError(
+                f"branching={self.branching!r}: give whole numbers >= 1 with commas, as in 3,2,1"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The children per level."""
+        return tuple(int(part) for part in self.branching.split(","))
+
+
 def _coerced(name: str, value: Any, kind: str) -> Any:
     """A value as papermill may hand it over ("3", 3.0, None), as the field's own type."""
     if kind == "str":
@@ -167,6 +226,11 @@ def _coerced(name: str, value: Any, kind: str) -> Any:
         if isinstance(value, (str, int, Path)) and not isinstance(value, bool):
             return str(value)
         raise ValueError(f"{name}={value!r}: give a text")
+    if kind == "bool":
+        words = {"true": True, "false": False, "1": True, "0": False}
+        if str(value).lower() not in words:
+            raise ValueError(f"{name}={value!r}: give True or False")
+        return words[str(value).lower()]
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -307,11 +371,16 @@ def slider(
     max: int = 16,
     description: str = "draft length",
 ):
-    """A slider; every move calls `function(value)` anew and shows the HTML of what comes back.
+    """One slider: every move calls `function(value)` and shows what comes back (see `sliders`)."""
+    return sliders(lambda **values: function(values[name]), {name: (value, min, max, description)})
 
-    Nothing is cached: what is on the screen was computed for it. One call per move. The first
-    call may raise; an exception of a later one is shown below the slider, and the next move
-    recovers from it. `name` names the value in error messages.
+
+def sliders(function: Callable[..., Any], controls: Mapping[str, tuple[int, int, int, str]]):
+    """Sliders; every move calls `function` with all values by name and shows its HTML.
+
+    `controls` maps a name to (value, least, greatest, description). Nothing is cached: what is on
+    the screen was computed for it. One call per move. The first call may raise; an exception of a
+    later one is shown below the sliders, and the next move recovers from it.
 
     The view is an HTML widget and no Output widget: nbclient answers an Output widget on the
     socket on which it awaits the end of the cell, and now and then that wake-up is lost, so
@@ -319,41 +388,50 @@ def slider(
     """
     import ipywidgets
 
-    if not min <= value <= max:
-        raise ValueError(f"{name}={value}: give a number from {min} to {max}")
-    control = ipywidgets.IntSlider(
-        value=value,
-        min=min,
-        max=max,
-        description=description,
-        continuous_update=False,
-        style={"description_width": "initial"},
-        layout={"width": "420px"},
-    )
+    widgets = {}
+    for name, (value, least, greatest, description) in controls.items():
+        if not least <= value <= greatest:
+            raise ValueError(f"{name}={value}: give a number from {least} to {greatest}")
+        widgets[name] = ipywidgets.IntSlider(
+            value=value,
+            min=least,
+            max=greatest,
+            description=description,
+            continuous_update=False,
+            style={"description_width": "initial"},
+            layout={"width": "420px"},
+        )
     hint, view = ipywidgets.Label(), ipywidgets.HTML()
 
-    def compute(chosen: int) -> None:
+    def words(values: Mapping[str, int]) -> str:
+        return ", ".join(f"{controls[name][3]} {value}" for name, value in values.items())
+
+    def compute(values: dict[str, int]) -> None:
         hint.value = "working …"
         start_s = time.perf_counter()
-        shown = function(chosen)
+        shown = function(**values)
         if not hasattr(shown, "_repr_html_"):
             raise TypeError(
                 f"{type(shown).__name__}: the function must give back something in HTML"
             )
         view.value = shown._repr_html_()
-        hint.value = f"{description} {chosen}, computed in {time.perf_counter() - start_s:.1f} s"
+        hint.value = f"{words(values)}, computed in {time.perf_counter() - start_s:.1f} s"
 
-    def moved(change) -> None:
+    def moved(_) -> None:
+        values = {name: widget.value for name, widget in widgets.items()}
         try:
-            compute(change["new"])
+            compute(values)
         except Exception as error:  # an exception in a callback would be invisible in the page
             text = html.escape(f"{type(error).__name__}: {error}")
             view.value = f'<pre role="alert" style="white-space:pre-wrap">{text}</pre>'
-            hint.value = f"stopped at {name} = {change['new']}"
+            at = ", ".join(f"{name} = {value}" for name, value in values.items())
+            hint.value = f"stopped at {at}"
 
-    compute(value)
-    control.observe(moved, names="value")
-    return ipywidgets.VBox([ipywidgets.HBox([control, hint]), view])
+    compute({name: widget.value for name, widget in widgets.items()})
+    for widget in widgets.values():
+        widget.observe(moved, names="value")
+    *others, last = widgets.values()
+    return ipywidgets.VBox([*others, ipywidgets.HBox([last, hint]), view])
 
 
 # ------------------------------------------------------------------------------------- results

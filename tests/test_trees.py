@@ -11,7 +11,6 @@ from toys import GREEDY, PLAIN, Once, check_law, models, table
 import specnb as sn
 from specnb import decode, drafters, exact
 from specnb import verify as verify_module
-from specnb.decode import next_block
 from specnb.drafters import (
     Chain,
     GumbelTopK,
@@ -182,21 +181,9 @@ def test_every_token_a_sibling_means_one_is_accepted(vocab_size, unchecked):
         law = exact.law(target, draft, Once(drafter), PLAIN, 2)
         wanted = exact.target_law(target, PLAIN, 2)
         assert float((law.probs - wanted).abs().max()) <= 1e-12
-        accepted = one_block(target, draft, drafter)
+        accepted = exact.acceptance(target, draft, drafter, PLAIN)
         assert accepted == pytest.approx(1.0, abs=1e-12)
-    assert one_block(target, draft, IIDTree((vocab_size,))) < 0.999
-
-
-def one_block(target, draft, drafter) -> float:
-    """The exact probability that a block accepts a draft."""
-    scripts, found = [[]], 0.0
-    while scripts:
-        draws = exact.Enumerator(scripts.pop())
-        drafting = drafter.start(Pair(target, draft), [0], None, PLAIN)
-        block = next_block(target.open([0]), drafting, PLAIN, draws, 9)
-        scripts += draws.open
-        found += draws.prob * bool(block.outcome.path)
-    return found
+    assert exact.acceptance(target, draft, IIDTree((vocab_size,)), PLAIN) < 0.999
 
 
 @pytest.mark.parametrize("rule", [RULES["AdaEDL"], RULES["MaxConfidence adjusted"]])

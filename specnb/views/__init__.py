@@ -1,4 +1,4 @@
-"""Pictures of a `Record`: `tokens` (HTML), `tree` and `svg` (static), plotly figures in `plots`.
+"""Pictures of a `Record`: `tokens` (HTML), `tree`, `trace`, `svg` (SVG), and plotly in `plots`.
 
 `views.tokens` and `views.svg` are the functions, not the modules of the same names. plotly is
 loaded with the first use of `views.plots`, so that the strip alone costs nothing.
@@ -6,11 +6,12 @@ loaded with the first use of `views.plots`, so that the strip alone costs nothin
 
 import importlib
 
-from specnb.views.svg import svg
+from specnb.views.svg import Picture, svg
 from specnb.views.tokens import TokenStrip, tokens
-from specnb.views.trees import TreePicture, tree
+from specnb.views.trace import trace
+from specnb.views.trees import tree
 
-__all__ = ["TokenStrip", "TreePicture", "plots", "svg", "tokens", "tree"]
+__all__ = ["Picture", "TokenStrip", "plots", "svg", "tokens", "trace", "tree"]
 
 
 def __getattr__(name: str):

@@ -101,6 +101,57 @@ def entropy_against_acceptance(records: Records, bins: int = 8) -> go.Figure:
     return figure
 
 
+def bound_against_acceptance(bounds: Iterable[float], acceptance: Iterable[float]) -> go.Figure:
+    """A stopping rule's score of every token against its true acceptance probability.
+
+    Above the diagonal the score is a lower bound, as Pinsker's inequality would have it.
+    """
+    figure = figure_of("Is the score a lower bound?", "score", "true acceptance probability")
+    xs, ys = list(bounds), list(acceptance)
+    for index, (name, holds) in enumerate((("bound holds", True), ("bound broken", False))):
+        mine = [(x, y) for x, y in zip(xs, ys, strict=True) if (x <= y) is holds]
+        line = line_of(index, name) | {"mode": "markers"}
+        line["marker"] = line["marker"] | {"size": 7, "opacity": 0.55}
+        figure.add_scatter(x=[x for x, _ in mine], y=[y for _, y in mine], **line)
+    low = min([0.0, *xs])
+    figure.add_shape(type="line", x0=low, y0=low, x1=1, y1=1, line={"color": "#555555"})
+    figure.update_yaxes(range=[-0.03, 1.05])
+    return figure
+
+
+def threshold_drift(thresholds: Sequence[float], blocks: Sequence[int]) -> go.Figure:
+    """A rule's threshold block by block; dotted lines part the runs (`blocks` of each)."""
+    figure = figure_of("The threshold, block by block", "block", "threshold")
+    line = line_of(0, "threshold") | {"mode": "lines", "showlegend": False}
+    figure.add_scatter(x=list(range(1, len(thresholds) + 1)), y=list(thresholds), **line)
+    end = 0
+    for n in blocks[:-1]:
+        end += n
+        figure.add_vline(x=end + 0.5, line={"color": "#999999", "dash": "dot", "width": 1})
+    return figure
+
+
+def budget_curves(table: Any) -> go.Figure:
+    """Block efficiency by the nodes that the target scores per call, one line per method.
+
+    `table` is a DataFrame or a list of dicts with `method`, `budget`, `block_efficiency` and
+    `shape`.
+    """
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
+    figure = figure_of("What a budget buys", "nodes per target call", "tokens per target call")
+    for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        mine = sorted((row for row in rows if row["method"] == name), key=lambda r: r["budget"])
+        figure.add_scatter(
+            x=[row["budget"] for row in mine],
+            y=[row["block_efficiency"] for row in mine],
+            customdata=[str(row["shape"]) for row in mine],
+            hovertemplate="%{x} nodes, shape %{customdata}: %{y:.2f}<extra></extra>",
+            **line_of(index, name),
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
 def _bins(points: Sequence[tuple[float, float]], bins: int) -> list[list[tuple[float, float]]]:
     """Sorted points in at most `bins` cells of about equal size; ties stay in one cell."""
     cells: list[list[tuple[float, float]]] = []

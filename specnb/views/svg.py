@@ -1,7 +1,8 @@
-"""The token strip as one static SVG picture, for pages that take no style sheets."""
+"""Static SVG pictures, for pages that take no style sheets: here the token strip."""
 
 import html
 import unicodedata
+from dataclasses import dataclass
 
 from specnb.record import Record
 from specnb.views.look import CARD, LOOKS, by_block, cut, summary
@@ -9,6 +10,16 @@ from specnb.views.look import CARD, LOOKS, by_block, cut, summary
 _LINE, _HIGH, _CHAR, _EDGE = 36, 24, 8.4, 14  # px: line pitch, box, one monospace column, margin
 _MONO = "'DejaVu Sans Mono',Menlo,Consolas,monospace"
 _DASHES = {"dashed": ' stroke-dasharray="5 3"', "dotted": ' stroke-dasharray="1.5 2.5"'}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished SVG picture; a notebook shows it as a cell's last value."""
+
+    svg: str
+
+    def _repr_html_(self) -> str:
+        return f'<div style="overflow-x:auto;max-width:100%">{self.svg}</div>'
 
 
 def svg(record: Record, width: int = 900) -> str:

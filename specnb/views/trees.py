@@ -1,26 +1,15 @@
 """The draft tree of one block as a static SVG picture, level by level or with its verdicts."""
 
 import html
-from dataclasses import dataclass
 
 from specnb.record import EMITTED, Record, TokenRow
 from specnb.views.look import CARD, LOOKS, cut, number
-from specnb.views.svg import columns, token_box
+from specnb.views.svg import Picture, columns, token_box
 
 _ROW, _HIGH, _GAP, _CHAR, _EDGE = 34, 24, 46, 8.4, 16  # px, as in the strip
 
 
-@dataclass(frozen=True)
-class TreePicture:
-    """A finished picture; a notebook shows it as a cell's last value."""
-
-    svg: str
-
-    def _repr_html_(self) -> str:
-        return f'<div style="overflow-x:auto;max-width:100%">{self.svg}</div>'
-
-
-def tree(record: Record, block: int = 0, levels: int | None = None) -> TreePicture:
+def tree(record: Record, block: int = 0, levels: int | None = None) -> Picture:
     """What was drafted in a block (numbered from 0), and what the target made of it.
 
     `levels` shows the first levels as they were drafted, before the target has looked. Thick
@@ -90,7 +79,7 @@ def tree(record: Record, block: int = 0, levels: int | None = None) -> TreePictu
                 f'paint-order="stroke">{number(row.accept_prob)}</text>'
             )
     line = html.escape(_summary(rows, block, levels))
-    return TreePicture(
+    return Picture(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{line}">'
         f'<rect x="0.5" y="0.5" width="{width - 1:g}" height="{height - 1:g}" rx="6" '
