@@ -10,16 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mutate import replaced
-from toys import GREEDY, PLAIN, Hierarchy, Repeated, Siblings, models
+from toys import EVERY, GREEDY, PLAIN, Hierarchy, Repeated, Siblings, models
 
-from specnb import decode, theory
+from specnb import theory
+from specnb import verify as verify_module
 from specnb.decode import autoregressive, speculative
 from specnb.drafters import Chain, NoDraft
 from specnb.models import Pair, TableModel
 from specnb.models.table import TableContext
 from specnb.sampling import Sampling
 
-DRAFTERS = (Chain(1), Chain(3), Chain(5), Siblings(2, 2), Siblings(3, 1), NoDraft())
+DRAFTERS = (Chain(1), Chain(3), Siblings(2, 2), Siblings(3, 1), NoDraft(), *EVERY.values())
 
 
 def verdicts(record) -> list[str]:
@@ -62,8 +63,8 @@ def test_the_greedy_test_saw_acceptance_and_rejection():
 
 
 def test_greedy_equality_can_fail(monkeypatch):
-    wrong = replaced(decode.verify, "draws.accept(accept_prob)", "(True, 0.0)")
-    monkeypatch.setattr(decode, "verify", wrong)
+    wrong = replaced(verify_module.recursive, "draws.accept(accept_prob)", "(True, 0.0)")
+    monkeypatch.setattr(verify_module, "recursive", wrong)
     target, draft = models(8, seed=1)
     run = speculative(Pair(target, draft), [0], drafter=Chain(3), max_new_tokens=30)
     assert run.token_ids != autoregressive(target, [0], max_new_tokens=30).token_ids
@@ -101,10 +102,10 @@ def test_same_seed_same_run():
     "draft, length, eos_ids, tokens, wanted",
     [
         # The target says 1 2 3 4 0 behind 0. The end is an accepted draft: nothing behind it.
-        ((1, 2, 3, 4, 0), 4, {2}, (1, 2), ["accepted"] * 2 + ["unexamined"] * 2),
+        ((1, 2, 3, 4, 0), 4, {2}, (1, 2), ["accepted"] * 2),
         ((1, 2, 3, 4, 0), 2, {2}, (1, 2), ["accepted"] * 2),
-        ((1, 2, 3, 4, 0), 4, {1}, (1,), ["accepted"] + ["unexamined"] * 3),
-        ((1, 2, 3, 4, 0), 4, {4, 3}, (1, 2, 3), ["accepted"] * 3 + ["unexamined"]),
+        ((1, 2, 3, 4, 0), 4, {1}, (1,), ["accepted"]),
+        ((1, 2, 3, 4, 0), 4, {4, 3}, (1, 2, 3), ["accepted"] * 3),
         # the correction
         ((1, 4, 0, 0, 0), 3, {2}, (1, 2), ["accepted", "rejected", "unexamined", "correction"]),
         ((3, 0, 0, 0, 0), 1, {1}, (1,), ["rejected", "correction"]),
@@ -123,6 +124,13 @@ def test_end_token_inside_a_block(draft, length, eos_ids, tokens, wanted):
     assert verdicts(run) == wanted
     assert autoregressive(target, [0], max_new_tokens=50).token_ids == tokens
     assert sum(block.n_emitted for block in run.blocks) == len(tokens)
+
+
+def test_nothing_is_drafted_behind_a_drafted_end():
+    target = successor(1, 2, 3, 4, 0, eos_ids={2})
+    run = speculative(Pair(target, target), [0], drafter=Chain(9), max_new_tokens=50)
+    (block,) = run.blocks
+    assert (block.n_drafted, block.draft_forwards, block.stopped_by) == (2, 2, "eos")
 
 
 def test_end_token_in_plain_decoding_and_in_the_prompt():

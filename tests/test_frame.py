@@ -145,7 +145,7 @@ def test_second_make_does_no_setup(tmp_path):
     assert pip[0].endswith("torch==2.13.0") and "-r requirements.lock" in pip[1]
     assert pip[2].endswith("--no-deps -e .") and first[-1] == "-m specnb.batch run"
     assert make("run") == ["-m specnb.batch run"]
-    assert make("test") == ["-m pytest -q"]
+    assert make("test") == ["-m pytest"]
     assert make(".venv") == []
     later = (tmp_path / ".venv/.installed").stat().st_mtime + 5
     os.utime(tmp_path / "requirements.lock", (later, later))

@@ -126,6 +126,71 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+# ---- trees and traces
+
+
+@pytest.fixture(scope="module")
+def branched() -> sn.Record:
+    target, draft = TableModel.random(6, seed=1), TableModel.random(6, seed=2)
+    return sn.speculative(
+        sn.Pair(target, draft),
+        [0],
+        drafter=sn.GumbelTopK((3, 2)),
+        sampling=sn.Sampling(1.0),
+        max_new_tokens=30,
+    )
+
+
+def test_the_tree_shows_every_node_its_verdict_and_its_parent(branched):
+    for block in range(len(branched.blocks)):
+        root = ET.fromstring(sn.views.tree(branched, block).svg)
+        rows = [row for row in branched.tokens if row.block == block]
+        titles = [node.text for node in root.iter("{http://www.w3.org/2000/svg}title")]
+        assert len(titles) == len(rows)
+        for row, title in zip(rows, titles, strict=True):
+            assert f": {row.verdict}, draft" in title
+        thick = [n for n in root.iter() if n.get("stroke-width") == "2.6"]
+        assert len(thick) == branched.blocks[block].n_emitted
+    grown = [sn.views.tree(branched, 0, levels).svg for levels in (0, 1, 2)]
+    assert [svg.count("<title>") for svg in grown] == [0, 3, 9]
+    assert all("accepted" not in svg and "rejected" not in svg for svg in grown)
+
+
+def test_a_tree_of_evil_texts_is_well_formed(evil):
+    root = ET.fromstring(sn.views.tree(evil, 0).svg)
+    assert root.tag.endswith("svg")
+    with pytest.raises(ValueError, match="block=99"):
+        sn.views.tree(evil, 99)
+    with pytest.raises(ValueError, match="levels=50"):
+        sn.views.tree(evil, 0, 50)
+
+
+def test_the_trace_marks_what_lies_below_the_threshold():
+    texts, scores = [" a", "<b>&", "\u202e"], [0.9, 0.2, -0.4]
+    picture = sn.views.trace(texts, scores, 0.5, "<score>")
+    root = ET.fromstring(picture.svg)
+    titles = [node.text for node in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert [title.endswith("stop") for title in titles] == [False, True, True]
+    assert "below 0.50 at 2 of 3 tokens" in root.get("aria-label")
+    with pytest.raises(ValueError, match="3 texts, 1 scores"):
+        sn.views.trace(texts, [0.1], 0.5)
+
+
+def test_plots_of_rules_and_budgets():
+    plots = sn.views.plots
+    bound = plots.bound_against_acceptance([0.1, 0.9], [0.5, 0.5])
+    assert [list(trace.x) for trace in bound.data] == [[0.1], [0.9]]
+    drift = plots.threshold_drift([0.4, 0.41, 0.42], [2, 1])
+    assert list(drift.data[0].y) == [0.4, 0.41, 0.42] and len(drift.layout.shapes) == 1
+    rows = [
+        {"method": name, "budget": b, "block_efficiency": b / 3, "shape": (b,)}
+        for name in ("chain", "RSD-C")
+        for b in (10, 6)
+    ]
+    curves = plots.budget_curves(rows)
+    assert [list(trace.x) for trace in curves.data] == [[6, 10], [6, 10]]
+
+
 def test_contrast_in_both_themes():
     for theme in ("light", "dark"):
         for look in LOOKS.values():
