@@ -41,6 +41,8 @@ lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 bench: $(STAMP)  ## which measurements there are
 	@echo "$(PY) -m specnb.bench quality    [--json]   what the models know, how well they draft"
 	@echo "$(PY) -m specnb.bench exactness  [--json]   the output is the target's, token for token"
+	@echo "$(PY) -m specnb.bench stopping   [--json]   stopping rules against fixed lengths"
+	@echo "$(PY) -m specnb.bench trees      [--json]   trees against chains, by depth and by budget"
 
 doctor: $(STAMP)  ## versions, data and one short speculative run
 	$(PY) -m specnb.doctor

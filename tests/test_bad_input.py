@@ -153,6 +153,8 @@ def test_other_kinds_of_pictures_are_converted(tmp_path):
     palette = Image.new("RGB", (2, 2), (10, 200, 30)).convert("P")
     assert as_picture(palette).mode == "RGB"
     turned = Image.new("RGB", (4, 2), "red")
+    deep = Image.fromarray(torch.tensor([[0, 0x7F00, 0xFFFF]], dtype=torch.uint16).numpy())
+    assert [as_picture(deep).getpixel((x, 0))[0] for x in range(3)] == [0, 127, 255]
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     turned.save(tmp_path / "turned.jpg", exif=exif)

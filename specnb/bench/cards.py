@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from specnb.bench.quality import BARS
@@ -67,10 +66,8 @@ def _stages(seconds: dict[str, float], recipe) -> str:
     stages = {s.name: s for s in vars(recipe).values() if isinstance(s, Stage)}
     lines = ["| stage | steps | rows per step | learning rate | minutes |", "|---|---|---|---|---|"]
     for name, stage in stages.items():
-        row = asdict(stage)
-        steps = row["stop"] or row["steps"]
         minutes = seconds.get(name, 0.0) / 60
-        lines.append(f"| {name} | {steps} | {row['batch']} | {row['lr']} | {minutes:.0f} |")
+        lines.append(f"| {name} | {stage.steps} | {stage.batch} | {stage.lr} | {minutes:.0f} |")
     return "\n".join(lines)
 
 
@@ -165,9 +162,7 @@ the picture world of `specnb.scenes` and knows nothing else.
     python -m specnb.training target
 
 Seed 0, {machine}. A killed run goes on from its last checkpoint. Minutes are wall-clock on a
-machine that did other work as well. To train on from these weights:
-
-    python -m specnb.training target --start data/models/target
+machine that did other work as well.
 
 {stages}
 

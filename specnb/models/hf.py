@@ -152,6 +152,8 @@ def as_picture(image: Any):
         raise ValueError(f"image={name}: give a PIL picture or the path of a picture file")
     try:
         image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255: all white
+            image = image.point(lambda value: value / 256, "L")
         if "A" in image.mode or "transparency" in image.info:
             rgba = image.convert("RGBA")  # transparent parts are shown on white, as on a page
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
