@@ -16,7 +16,7 @@ import specnb as sn
 from specnb.bench.exactness import generate
 from specnb.decode import next_block
 from specnb.models.hf import HFContext, HFModel
-from specnb.scenes import random_scene, render
+from specnb.scenes import TASKS, examples, random_scene, render
 from specnb.tree import path_to
 
 PICTURE = render(random_scene(3))
@@ -82,6 +82,24 @@ def test_greedy_output_of_every_method_is_plain_decoding(pairs, name, method):
         )
         assert run.token_ids == plain.token_ids
         assert run == sn.Record.from_json(run.to_json())
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("method", EVERY)
+def test_greedy_output_of_every_method_on_the_embedded_pair(method):
+    pair = sn.load_pair()
+    for task in TASKS:
+        (item,) = examples(task, 1, 11)
+        plain = sn.autoregressive(pair.target, item.prompt, item.image, max_new_tokens=40)
+        run = sn.speculative(
+            pair,
+            item.prompt,
+            item.image,
+            drafter=EVERY[method],
+            draft_sampling=sn.Sampling(1.0),
+            max_new_tokens=40,
+        )
+        assert run.token_ids == plain.token_ids
 
 
 def test_one_target_forward_per_block_and_one_drafter_forward_per_level(pairs, monkeypatch):
