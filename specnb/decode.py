@@ -145,89 +145,118 @@ def _check(target: Model, prompt: Any, image: Any, max_new_tokens: int) -> None:
 
 
 def _record(pair, blocks: Sequence[Block], finish, prefill_s, settings) -> Record:
-    rows: list[TokenRow] = []
-    block_rows: list[BlockRow] = []
-    piece = pair.target.piece
-    for index, block in enumerate(blocks):
-        rows += _token_rows(index, block, piece)
-        block_rows.append(
-            BlockRow(
-                n_drafted=len(block.tree),
-                draft_forwards=block.tree.forwards,
-                n_accepted=len(block.outcome.path),
-                n_emitted=len(block.token_ids),
-                draft_s=block.draft_s,
-                verify_s=block.verify_s,
-                stopped_by=block.tree.stopped_by,
-                threshold=block.tree.threshold,
-                clipped=block.tree.stopped_by in ("budget", "context"),
-            )
-        )
     token_ids = tuple(token for block in blocks for token in block.token_ids)
+    rows = _token_rows(blocks)
     named = {token for row in rows for token, _ in (*row.draft_top, *row.target_top)}
+    texts = {token: pair.target.piece(token) for token in named | {row.token_id for row in rows}}
     return Record(
         text=pair.target.decode(token_ids),
         token_ids=token_ids,
-        tokens=tuple(rows),
-        blocks=tuple(block_rows),
+        tokens=tuple(row._replace(text=texts[row.token_id]) for row in rows),
+        blocks=tuple(_block_row(block) for block in blocks),
         finish=finish,
         prefill_s=prefill_s,
         settings=settings,
-        token_texts={token: piece(token) for token in sorted(named)},
+        token_texts={token: texts[token] for token in sorted(named)},
         parameter_ratio=pair.parameter_ratio,
     )
 
 
-def _token_rows(index: int, block: Block, piece) -> list[TokenRow]:
-    """Rows of one block: drafted tokens in draw order, then the target's own."""
-    tree, outcome = block.tree, block.outcome
-    looks = dict(outcome.examined)
-    laws = [_top(row) for row in block.target_probs]
-    depth = tree.depth
-    rows = []
-    for node, token in enumerate(tree.tokens):
-        parent, look, law = tree.parents[node], looks.get(node), tree.probs[node]
-        verdict = "unexamined" if look is None else "accepted" if look.accepted else "rejected"
-        rows.append(
-            TokenRow(
-                block=index,
-                depth=depth[node],
-                node=node,
-                parent=parent,
-                token_id=token,
-                text=piece(token),
-                draft_prob=float(law[token]),
-                target_prob=float(block.target_probs[parent + 1, token]),
-                draft_entropy=float(torch.special.entr(law).sum()),
-                accept_prob=look.accept_prob if look else None,
-                uniform=look.uniform if look else None,
-                verdict=verdict,
-                draft_top=_top(law),
-                target_top=laws[parent + 1],
-            )
-        )
-    if outcome.token is not None:
-        parent = outcome.path[-1] if outcome.path else -1
-        rows.append(
-            TokenRow(
-                block=index,
-                depth=len(outcome.path) + 1,
-                node=-1,
-                parent=parent,
-                token_id=outcome.token,
-                text=piece(outcome.token),
-                draft_prob=None,
-                target_prob=float(block.target_probs[parent + 1, outcome.token]),
-                draft_entropy=None,
-                accept_prob=None,
-                uniform=None,
-                verdict=outcome.final,
-                target_top=laws[parent + 1],
-            )
-        )
-    return rows
+def _block_row(block: Block) -> BlockRow:
+    return BlockRow(
+        n_drafted=len(block.tree),
+        draft_forwards=block.tree.forwards,
+        n_accepted=len(block.outcome.path),
+        n_emitted=len(block.token_ids),
+        draft_s=block.draft_s,
+        verify_s=block.verify_s,
+        stopped_by=block.tree.stopped_by,
+        threshold=block.tree.threshold,
+        clipped=block.tree.stopped_by in ("budget", "context"),
+    )
 
 
-def _top(probs: Tensor) -> tuple[tuple[int, float], ...]:
-    values, ids = probs.topk(min(N_TOP, probs.shape[-1]))
-    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
+def _token_rows(blocks: Sequence[Block]) -> list[TokenRow]:
+    """Rows of all blocks: drafted tokens in draw order, then the target's own; texts are missing.
+
+    The figures of all blocks are computed at once: a record must cost next to nothing.
+    """
+    target_laws = torch.cat([block.target_probs for block in blocks])
+    target_tops = _tops(target_laws)
+    trees = [block.tree for block in blocks if len(block.tree)]
+    draft_probs: list[float] = []
+    entropies: list[float] = []
+    draft_tops: list[Top] = []
+    if trees:
+        draft_laws = torch.cat([tree.probs for tree in trees])
+        drafted = torch.tensor([token for tree in trees for token in tree.tokens])
+        drafted = drafted.to(draft_laws.device)[:, None]
+        draft_probs = draft_laws.gather(1, drafted).flatten().tolist()
+        entropies = torch.special.entr(draft_laws).sum(-1).tolist()
+        draft_tops = _tops(draft_laws)
+
+    rows: list[TokenRow] = []
+    places: list[tuple[int, int]] = []  # where `target_laws` has the target's law of each row
+    first_law = first_node = 0
+    for index, block in enumerate(blocks):
+        tree, outcome = block.tree, block.outcome
+        looks, depth = dict(outcome.examined), tree.depth
+        for node, token in enumerate(tree.tokens):
+            look, which = looks.get(node), first_node + node
+            verdict = "unexamined" if look is None else "accepted" if look.accepted else "rejected"
+            law = first_law + tree.parents[node] + 1
+            places.append((law, token))
+            rows.append(
+                TokenRow(
+                    block=index,
+                    depth=depth[node],
+                    node=node,
+                    parent=tree.parents[node],
+                    token_id=token,
+                    text="",
+                    draft_prob=draft_probs[which],
+                    target_prob=None,
+                    draft_entropy=entropies[which],
+                    accept_prob=look.accept_prob if look else None,
+                    uniform=look.uniform if look else None,
+                    verdict=verdict,
+                    draft_top=draft_tops[which],
+                    target_top=target_tops[law],
+                )
+            )
+        if outcome.token is not None:
+            parent = outcome.path[-1] if outcome.path else -1
+            law = first_law + parent + 1
+            places.append((law, outcome.token))
+            rows.append(
+                TokenRow(
+                    block=index,
+                    depth=len(outcome.path) + 1,
+                    node=-1,
+                    parent=parent,
+                    token_id=outcome.token,
+                    text="",
+                    draft_prob=None,
+                    target_prob=None,
+                    draft_entropy=None,
+                    accept_prob=None,
+                    uniform=None,
+                    verdict=outcome.final,
+                    target_top=target_tops[law],
+                )
+            )
+        first_law += len(block.target_probs)
+        first_node += len(tree)
+    found = target_laws[tuple(torch.tensor(places).to(target_laws.device).T)].tolist()
+    return [row._replace(target_prob=prob) for row, prob in zip(rows, found, strict=True)]
+
+
+Top = tuple[tuple[int, float], ...]
+
+
+def _tops(laws: Tensor) -> list[Top]:
+    """The most probable ids of each row, with their probabilities."""
+    values, ids = laws.topk(min(N_TOP, laws.shape[-1]))
+    return [
+        tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)
+    ]

@@ -150,10 +150,12 @@ class TreeDrafting:
                 stopped_by = "rule"
                 break
             nodes = [frontier[i] for i in go_on]
+            if len(go_on) < len(frontier):
+                logits, probs = logits[go_on], probs[go_on]
             level = Level(
                 number,
-                logits[go_on],
-                probs[go_on],
+                logits,
+                probs,
                 tuple(drawn.count(node) if node >= 0 else 1 for node in nodes),
                 tuple(carried[node] if node >= 0 else None for node in nodes),
             )

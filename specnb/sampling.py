@@ -81,25 +81,29 @@ class Draws:
 
     def __init__(self, seed: int = 0):
         self._generator = torch.Generator().manual_seed(seed)
+        self._ready: list[float] = []
 
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self._generator, dtype=torch.float64)
+    def _uniform(self) -> float:
+        """The next uniform number in [0, 1); made many at a time, one by one they are dear."""
+        if not self._ready:
+            self._ready = torch.rand(64, generator=self._generator, dtype=torch.float64).tolist()
+        return self._ready.pop()
 
     def accept(self, prob: float) -> tuple[bool, float]:
         """True with probability `prob`, and the uniform number in [0, 1) that decided it."""
-        uniform = self._uniform().item()
+        uniform = self._uniform()
         return uniform < prob, uniform
 
     def categorical(self, probs: Float[Tensor, " vocab"]) -> int:
         """One token id drawn from `probs`; never one of probability 0."""
-        mass = probs.double().cumsum(dim=-1)
-        total = mass[-1]
+        mass = probs.cumsum(dim=-1, dtype=torch.float64)
+        total = mass[-1].item()
         if not (0 < total < math.inf):
-            raise ValueError(f"probabilities sum to {total.item()}: there is nothing to draw from")
-        point = self._uniform().to(mass.device) * total
-        index = torch.searchsorted(mass, point, right=True)  # first entry that exceeds the point
-        last = torch.searchsorted(mass, total)  # rounding may carry the point up to the total
-        return int(torch.minimum(index, last))
+            raise ValueError(f"probabilities sum to {total}: there is nothing to draw from")
+        point = self._uniform() * total
+        if point < total:
+            return int(torch.searchsorted(mass, point, right=True))  # first entry that exceeds it
+        return int(torch.searchsorted(mass, total))  # rounding has carried the point that far
 
     def without_replacement(
         self, probs: Float[Tensor, "nodes vocab"], k: int

@@ -16,9 +16,13 @@ import specnb as sn
 from specnb.bench.exactness import generate
 from specnb.decode import next_block
 from specnb.models.hf import HFContext, HFModel
+from specnb.models.llama import LlamaContext
 from specnb.scenes import TASKS, examples, random_scene, render
 from specnb.tree import path_to
 
+RUNTIMES = [  # GPT-2 has no lean runtime
+    "llava", "llava by transformers", "llama", "llama by transformers", "gpt2"
+]  # fmt: skip
 PICTURE = render(random_scene(3))
 PROMPT = "Tell me a story"
 
@@ -39,8 +43,13 @@ def folders(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pairs(folders) -> dict[str, sn.Pair]:
-    names = (("llava", "llava_draft"), ("llama", "llama_near"), ("gpt2", "gpt2_draft"))
-    return {a: sn.load_pair(folders[a], folders[b], device="cpu") for a, b in names}
+    names = {"llava": "llava_draft", "llama": "llama_near", "gpt2": "gpt2_draft"}
+    made = {}
+    for a, b in names.items():
+        made[a] = sn.load_pair(folders[a], folders[b], device="cpu")
+        slow = sn.load_pair(folders[a], folders[b], device="cpu", runtime="transformers")
+        made[f"{a} by transformers"] = slow
+    return made
 
 
 def picture_for(model) -> object:
@@ -50,7 +59,7 @@ def picture_for(model) -> object:
 # ------------------------------------------------------------------------------ greedy equality
 
 
-@pytest.mark.parametrize("name", ["llava", "llama", "gpt2"])
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_greedy_output_is_plain_decoding_and_generate(pairs, name):
     pair = pairs[name]
     image = picture_for(pair.target)
@@ -64,7 +73,7 @@ def test_greedy_output_is_plain_decoding_and_generate(pairs, name):
 
 
 @pytest.mark.parametrize("method", EVERY)
-@pytest.mark.parametrize("name", ["llava", "llama", "gpt2"])
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_greedy_output_of_every_method_is_plain_decoding(pairs, name, method):
     """Drafts are drawn at temperature 1: at 0 a tree without replacement is a chain."""
     pair, drafter = pairs[name], EVERY[method]
@@ -102,11 +111,13 @@ def test_greedy_output_of_every_method_on_the_embedded_pair(method):
         assert run.token_ids == plain.token_ids
 
 
-def test_one_target_forward_per_block_and_one_drafter_forward_per_level(pairs, monkeypatch):
-    pair = pairs["llama"]
+@pytest.mark.parametrize("name", ["llama", "llama by transformers"])
+def test_one_target_forward_per_block_and_one_drafter_forward_per_level(pairs, name, monkeypatch):
+    pair = pairs[name]
     calls = Counter()
     for role in ("target", "draft"):
-        module = getattr(pair, role).module
+        model = getattr(pair, role)
+        module = model.llama or model.module
 
         def counted(*args, _f=module.forward, _role=role, **kwargs):
             calls[_role] += 1
@@ -128,8 +139,9 @@ def test_the_near_copy_is_accepted_sometimes(pairs):
     assert 0 < run.metrics.acceptance_rate < 1
 
 
-def test_the_image_is_encoded_once_and_hidden_from_the_drafter(pairs, monkeypatch):
-    pair = pairs["llava"]
+@pytest.mark.parametrize("name", ["llava", "llava by transformers"])
+def test_the_image_is_encoded_once_and_hidden_from_the_drafter(pairs, name, monkeypatch):
+    pair = pairs[name]
     tower = pair.target.module.model.vision_tower
     calls = []
     monkeypatch.setattr(
@@ -150,12 +162,12 @@ def test_the_image_is_encoded_once_and_hidden_from_the_drafter(pairs, monkeypatc
 # ----------------------------------------------------------------------------------------- caches
 
 
-@pytest.mark.parametrize("name", ["llava", "llama", "gpt2"])
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_rows_equal_a_fresh_prefill_after_every_kind_of_round(pairs, name):
     assert worst_cache_error(pairs[name].target, picture_for(pairs[name].target)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["llava", "llama"])
+@pytest.mark.parametrize("name", ["llava by transformers", "llama by transformers"])
 def test_rows_with_eager_attention(pairs, name, monkeypatch):
     """Eager attention adds the mask to the scores: a mask of True and False would hide nothing."""
     model = copy.copy(pairs[name].target)
@@ -180,7 +192,10 @@ def test_the_drafters_rows_as_well(pairs):
 
 
 def worst_cache_error(model, image, rounds: int = 20) -> float:
-    """Largest logit difference to fresh forwards after accepting all, none, n - 1 of n, trees."""
+    """Largest logit difference to fresh forwards after accepting all, none, n - 1 of n, trees.
+
+    As a share of the largest logit, where that is above 1: rounding is, too.
+    """
     rng = random.Random(0)
     context = model.open(PROMPT, image)
     start, worst = list(context.committed), 0.0
@@ -199,16 +214,38 @@ def worst_cache_error(model, image, rounds: int = 20) -> float:
         finite = model.allowed
         fresh = model.open(PROMPT, image)
         fresh.commit(text)
-        worst = max(worst, float((fresh.forward().root - root)[finite].abs().max()))
+        scale = max(1.0, float(root[finite].abs().max()))
+        worst = max(worst, float((fresh.forward().root - root)[finite].abs().max()) / scale)
         other = model.open(PROMPT, image)
         other.commit([*text, *path])
-        worst = max(worst, float((other.forward().root - nodes[node])[finite].abs().max()))
+        found = float((other.forward().root - nodes[node])[finite].abs().max())
+        worst = max(worst, found / scale)
         kept = {0: path, 1: [], 2: path[:-1], 3: path}[step % 4]
         context.commit(kept if step % 4 == 3 else [*kept, rng.randrange(3, 250)])
     return worst
 
 
-@pytest.mark.parametrize("name", ["llava", "llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llava", "llama"])
+@pytest.mark.parametrize("planted", ["one kept too many", "one too far back", "not gathered"])
+def test_a_wrong_rollback_of_the_lean_cache_is_caught(pairs, name, planted, monkeypatch):
+    keep = LlamaContext._keep
+
+    def wrong(self, slots, n_before):
+        if planted == "not gathered":
+            self.used = n_before + len(slots)
+            return
+        keep(self, slots, n_before)
+        self.used += 1 if planted == "one kept too many" else -1
+
+    monkeypatch.setattr(LlamaContext, "_keep", wrong)
+    try:
+        error = worst_cache_error(pairs[name].target, picture_for(pairs[name].target), 8)
+    except (RuntimeError, IndexError, ValueError):
+        return  # shapes no longer fit: caught as well
+    assert error > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llava by transformers", "llama by transformers", "gpt2"])
 @pytest.mark.parametrize("off_by", [1, -1])
 def test_a_wrong_rollback_is_caught(pairs, name, off_by, monkeypatch):
     keep = HFContext._keep
@@ -363,7 +400,10 @@ def test_the_same_check_catches_a_missing_residual(folders, monkeypatch):
 
 def test_a_model_folder_is_described(pairs):
     text = pairs["llava"].describe()
-    assert "sees images" in text and isinstance(pairs["llava"].target, HFModel)
+    assert "sees images, lean runtime" in text and isinstance(pairs["llava"].target, HFModel)
+    assert text.count("lean runtime") == 2
+    assert "transformers runtime (model type gpt2)" in pairs["gpt2"].describe()
+    assert "transformers runtime (asked for)" in pairs["llama by transformers"].describe()
     model = pairs["llava"].target
     own = sum(p.numel() for p in model.module.model.vision_tower.parameters())
     assert model.n_parameters < sum(p.numel() for p in model.module.parameters()) - own

@@ -72,10 +72,16 @@ class Pair:
         names = [("target", self.target), ("draft", self.draft)]
         return "\n".join(
             f"{role}: {model.path}, {model.n_parameters / 1e6:.2f} M parameters"
-            f"{', sees images' if model.sees_images else ''}"
+            f"{', sees images' if model.sees_images else ''}{_runtime(model)}"
             for role, model in names
             if model is not None
         )
+
+
+def _runtime(model: Model) -> str:
+    """Which runtime runs, and why; toy models have none."""
+    runtime = getattr(model, "runtime", "")
+    return f", {runtime}" if runtime else ""
 
 
 class Context:
@@ -132,9 +138,9 @@ class Context:
                 raise ValueError(f"parent {parent} of node {first + offset} is not an earlier node")
         unfed = self.committed[self.fed :]
         all_parents = self.pending_parents + list(parents)
-        depth = depths(all_parents)[first:]
         positions = [self.offset + self.fed + i for i in range(len(unfed))]
-        positions += [self.offset + self.length - 1 + d for d in depth]
+        last = self.offset + self.length - 1
+        positions += [last + depth for depth in depths(all_parents)[first:]]
         if unfed or tokens:
             visible = self._visible(len(unfed), all_parents, first)
             logits = self._run([*unfed, *tokens], positions, visible)

@@ -13,21 +13,25 @@ import torch
 from torch import Tensor
 
 from specnb.models.base import Context, Pair, PromptTooLong
+from specnb.models.llama import Llama, LlamaContext, why_not
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+RUNTIMES = ("auto", "transformers")
 
 
-def load_pair(target: str, draft: str, device: str, dtype: str) -> Pair:
+def load_pair(target: str, draft: str, device: str, dtype: str, runtime: str) -> Pair:
     """See `specnb.load_pair`."""
-    goal = load_model(target or str(EMBEDDED / "target"), device, dtype)
-    helper = load_model(draft or str(EMBEDDED / "drafter"), device, dtype)
+    goal = load_model(target or str(EMBEDDED / "target"), device, dtype, runtime)
+    helper = load_model(draft or str(EMBEDDED / "drafter"), device, dtype, runtime)
     check_same_tokens(goal, helper)
     return Pair(goal, helper.beside(goal))
 
 
-def load_model(folder: str, device: str = "auto", dtype: str = "auto") -> HFModel:
+def load_model(
+    folder: str, device: str = "auto", dtype: str = "auto", runtime: str = "auto"
+) -> HFModel:
     """A model from a local folder or hub id; safetensors only, no remote code.
 
     Errors: ValueError naming what is missing or wrong, before any weight is read.
@@ -36,6 +40,8 @@ def load_model(folder: str, device: str = "auto", dtype: str = "auto") -> HFMode
         raise ValueError(f"device={device!r}: choose one of {', '.join(DEVICES)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime={runtime!r}: choose one of {', '.join(RUNTIMES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
@@ -45,10 +51,10 @@ def load_model(folder: str, device: str = "auto", dtype: str = "auto") -> HFMode
     check_folder(folder)
 
     with _quiet() as transformers:
-        return _load(transformers, folder, device, kind)
+        return _load(transformers, folder, device, kind, runtime)
 
 
-def _load(transformers, folder: str, device: str, kind: str) -> HFModel:
+def _load(transformers, folder: str, device: str, kind: str, runtime: str) -> HFModel:
     common = {"trust_remote_code": False, "local_files_only": Path(folder).is_dir()}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **common)
@@ -61,7 +67,7 @@ def _load(transformers, folder: str, device: str, kind: str) -> HFModel:
     if not hasattr(config, "vision_config"):
         module = transformers.AutoModelForCausalLM.from_pretrained(folder, **weights)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
-        return HFModel(module.to(device).eval(), tokenizer, str(folder))
+        return HFModel(module.to(device).eval(), tokenizer, str(folder), runtime=runtime)
     processor = transformers.AutoProcessor.from_pretrained(folder, **common)
     if not hasattr(processor, "image_processor"):
         raise ValueError(
@@ -69,7 +75,8 @@ def _load(transformers, folder: str, device: str, kind: str) -> HFModel:
             "processor_config.json (or preprocessor_config.json)"
         )
     module = transformers.AutoModelForImageTextToText.from_pretrained(folder, **weights)
-    return HFModel(module.to(device).eval(), processor.tokenizer, str(folder), processor)
+    module = module.to(device).eval()
+    return HFModel(module, processor.tokenizer, str(folder), processor, runtime)
 
 
 @contextmanager
@@ -171,7 +178,7 @@ class HFModel:
     logits are cut or filled with -inf to the target's width.
     """
 
-    def __init__(self, module, tokenizer, path: str, processor=None):
+    def __init__(self, module, tokenizer, path: str, processor=None, runtime: str = "auto"):
         self.module, self.tokenizer, self.path, self.processor = module, tokenizer, path, processor
         self.sees_images = processor is not None
         text = module.config.get_text_config()
@@ -184,9 +191,12 @@ class HFModel:
         self.template: HFModel | None = None  # the target whose template a drafter follows
         self.n_placeholders = 0  # raw image tokens left in a text-only prompt, for comparison
         known = set(tokenizer.get_vocab().values())
-        self.allowed = torch.tensor([index in known for index in range(self.own_vocab_size)])
+        self._allow(torch.tensor([index in known for index in range(self.own_vocab_size)]))
         if any(kind == "sliding_attention" for kind in getattr(text, "layer_types", None) or ()):
             raise ValueError(f"model {path!r}: sliding-window attention cannot be rolled back")
+        reason = "asked for" if runtime == "transformers" else why_not(module)
+        self.runtime = f"transformers runtime ({reason})" if reason else "lean runtime"
+        self.llama = None if reason else Llama.of(module)
 
     def beside(self, target: HFModel) -> HFModel:
         """The same weights as a drafter for `target`: its template, its vocabulary.
@@ -199,8 +209,14 @@ class HFModel:
         allowed = torch.zeros(target.vocab_size, dtype=torch.bool)
         shared = min(target.vocab_size, self.own_vocab_size)
         allowed[:shared] = self.allowed[:shared] & target.allowed[:shared]
-        other.allowed, other.template = allowed, target
+        other._allow(allowed)
+        other.template = target
         return other
+
+    def _allow(self, allowed: Tensor) -> None:
+        """Sets which ids this model may say."""
+        self.allowed = allowed
+        self._forbidden = None if allowed.all() else ~allowed.to(self.device)
 
     def with_image_placeholders(self, n: int) -> HFModel:
         """A text-only drafter whose prompt keeps `n` raw image tokens, as other software does."""
@@ -211,10 +227,11 @@ class HFModel:
     def logits(self, raw: Tensor) -> Tensor:
         """The module's logits [n, own vocab] in this model's vocabulary; unknown ids are -inf."""
         extra = self.vocab_size - raw.shape[-1]
-        raw = torch.nn.functional.pad(raw, (0, extra)) if extra > 0 else raw[:, : self.vocab_size]
+        if extra:  # a negative number of columns is cut off
+            raw = torch.nn.functional.pad(raw, (0, extra))
         if raw.dtype != torch.float64:
             raw = raw.float()
-        return raw.masked_fill(~self.allowed.to(raw.device), -torch.inf)
+        return raw if self._forbidden is None else raw.masked_fill(self._forbidden, -torch.inf)
 
     def chat(self, prompt: str, image: bool = False) -> str:
         """The prompt in the chat template, if there is one; `<image>` stands in it with `image`."""
@@ -258,7 +275,27 @@ class HFModel:
                 f"prompt: with its template and image it has {len(ids)} tokens, {self.path} "
                 f"reads at most {self.max_positions}; shorten it"
             )
-        return HFContext(self, ids, pixels)
+        return (HFContext if self.llama is None else LlamaContext)(self, ids, pixels)
+
+    def own_ids(self, token_ids: Sequence[int]) -> list[int]:
+        """What is fed for these tokens.
+
+        A drafter that lacks an id which the target said is fed its first token instead: this can
+        only cost acceptance, never exactness.
+        """
+        return [token if token < self.own_vocab_size else 0 for token in token_ids]
+
+    @torch.inference_mode()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """What the language model reads in the places of an image's tokens, [n, width]."""
+        config = self.module.config
+        output = self.module.get_image_features(
+            pixel_values=pixels.to(self.device, self.module.dtype),
+            vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            return_dict=True,
+        )
+        return torch.cat(list(output.pooler_output))
 
     def piece(self, token_id: int) -> str:
         text = self.tokenizer.decode([token_id])
@@ -292,10 +329,7 @@ class HFContext(Context):
     @torch.inference_mode()
     def _call(self, tokens, positions, mask, extra, keep) -> Tensor:
         device = self.model.device
-        own = self.model.own_vocab_size
-        # A drafter that lacks an id which the target said is fed its first token instead: this
-        # can only cost acceptance, never exactness.
-        ids = torch.tensor([[t if t < own else 0 for t in tokens]], device=device)
+        ids = torch.tensor([self.model.own_ids(tokens)], device=device)
         output = self.model.module(
             input_ids=ids,
             position_ids=torch.tensor([positions], device=device),
