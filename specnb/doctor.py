@@ -51,25 +51,21 @@ def versions() -> Iterator[str]:
 
 
 def machine() -> Iterator[str]:
-    """Device, threads, and what half precision costs here."""
+    """Device, and which threads and number format are fastest; `specnb.setup` goes by that."""
     import torch
+
+    from specnb.models import machine as calibration
 
     if torch.cuda.is_available():
         yield f"device cuda: {torch.cuda.get_device_name()}"
     else:
         yield f"device cpu ({torch.backends.cpu.get_cpu_capability()})"
     policy = os.environ.get("OMP_WAIT_POLICY", "unset")
-    yield f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, OMP_WAIT_POLICY {policy}"
-    took_s = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        row, weights = torch.ones(1, 384, dtype=dtype), torch.ones(384, 1024, dtype=dtype)
-        row @ weights  # the first call also sets up
-        start_s = time.perf_counter()
-        for _ in range(200):
-            row @ weights
-        took_s[dtype] = time.perf_counter() - start_s
-    ratio = took_s[torch.bfloat16] / took_s[torch.float32]
-    yield f"bfloat16 takes {ratio:.1f} times as long as float32 on the CPU, one row times a matrix"
+    yield f"OMP_WAIT_POLICY {policy}, {calibration.cores()} cores to use"
+    found = calibration.choice(fresh=True)
+    for key, (one, block) in found.ms.items():
+        yield f"threads and format {key}: one token {one:.2f} ms, six tokens {block:.2f} ms"
+    yield f"fastest: {found.dtype}, {found.threads} thread{'s' if found.threads > 1 else ''}"
 
 
 def hashes(data: Path = DATA) -> Iterator[str]:

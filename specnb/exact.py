@@ -11,15 +11,16 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from specnb.decode import next_block
 from specnb.drafters import Drafter
-from specnb.models.base import Pair
+from specnb.models.base import Model, Pair
 from specnb.models.table import TableModel
+from specnb.record import Record
 from specnb.sampling import Draws, Sampling
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
@@ -186,6 +187,31 @@ def two_tokens(
     if len(text) == 1:
         text += (draws.categorical(sampling.probs(target.next_logits([*prompt, *text]))),)
     return text[:2]
+
+
+def same_greedy(model: Model, prompt: Any, image: Any, one: Record, other: Record) -> str:
+    """Checks that two greedy runs of a model gave one text; says "equal", or what parted them.
+
+    In float32 nothing may. With numbers of 8 or 11 bits, forwards over one and over several tokens
+    round differently, and a tie closer than that may fall to either side: the two logits at the
+    first difference must then lie within two units of the largest one's last place.
+    AssertionError where the texts differ for any other reason.
+    """
+    a, b = one.token_ids, other.token_ids
+    place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    if place is None and len(a) == len(b):
+        return "equal"
+    assert place is not None, f"the text has changed: {len(a)} tokens and {len(b)}"
+    context = model.open(prompt, image)
+    context.commit(a[:place])
+    logits = context.forward().root
+    gap = abs(float(logits[a[place]] - logits[b[place]]))
+    largest = float(logits[logits.isfinite()].abs().max())
+    tie = 2 * torch.finfo(model.dtype).eps * largest
+    words = f"token {place + 1} is {model.piece(a[place])!r} or {model.piece(b[place])!r}"
+    full = model.dtype in (torch.float32, torch.float64)
+    assert not full and gap <= tie, f"the text has changed: {words}, logits {gap:.2g} apart"
+    return f"{words}: a tie, logits {gap:.2g} apart in {str(model.dtype).removeprefix('torch.')}"
 
 
 def noise_bound(probs: Tensor, n: int, repeats: int = 200, seed: int = 0) -> float:

@@ -7,7 +7,6 @@ import html
 import importlib.metadata
 import io
 import json
-import math
 import os
 import platform
 import tempfile
@@ -17,9 +16,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from specnb.models import machine
+
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_KEYS = ("prompt", "image", "task")
-DTYPES = ("auto", "float32", "float64")
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 # ------------------------------------------------------------------------------------- set-up
@@ -29,9 +30,10 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     """The only set-up call of a notebook; prints one line that says what runs here.
 
     `renderer` is plotly's; "auto" takes PLOTLY_RENDERER where it is set, "colab" on Colab and
-    "plotly_mimetype" elsewhere. `threads` for torch; "auto" takes OMP_NUM_THREADS where it is
-    set, else the cores that this process may use. `dtype` is the type of new tensors ("auto"
-    leaves torch's own); models choose theirs in `load_pair`. May be called again at any time.
+    "plotly_mimetype" elsewhere. `threads` for torch, and `dtype` for models that are loaded with
+    dtype="auto" on a CPU: "auto" takes what is fastest on this machine, which is measured once (2
+    seconds) and remembered; never more threads than OMP_NUM_THREADS says or the process may use.
+    With a GPU, models keep the format they were saved in. May be called again at any time.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -46,15 +48,18 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
         usual = "colab" if on_colab else "plotly_mimetype"
         renderer = os.environ.get("PLOTLY_RENDERER") or usual
     plotly.io.renderers.default = renderer
-    torch.set_num_threads(_threads() if threads == "auto" else threads)
-    if dtype != "auto":
-        torch.set_default_dtype(getattr(torch, dtype))
+    gpu = torch.cuda.is_available()
+    fastest = machine.choice() if "auto" in (threads, dtype) and not gpu else None
+    automatic = fastest.threads if fastest else machine.cores()
+    torch.set_num_threads(automatic if threads == "auto" else threads)
+    if not gpu:
+        machine.set_dtype(fastest.dtype if dtype == "auto" else dtype)
     versions = {"specnb": _version("specnb"), "Python": platform.python_version()}
     versions |= {name: _version(name) for name in ("torch", "transformers")}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     n = torch.get_num_threads()
     words = [" ".join(pair) for pair in versions.items()]
-    print(" · ".join([*words, f"device {device}", f"{n} thread{'s' if n > 1 else ''}"]))
+    words += ["device cuda" if gpu else f"device cpu, {machine.dtype()}"]
+    print(" · ".join([*words, f"{n} thread{'s' if n > 1 else ''}"]))
 
 
 def _version(package: str) -> str:
@@ -78,24 +83,6 @@ def _on_colab() -> bool:
     if enable is not None:  # some builds lack it; core widgets work without
         enable()
     return True
-
-
-def _threads() -> int:
-    """OMP_NUM_THREADS, else what the process may use: affinity, container quota, torch's count."""
-    import torch
-
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    quota = Path("/sys/fs/cgroup/cpu.max")  # a container on a large machine may hold two cores
-    if quota.is_file():
-        allowed, _, period = quota.read_text(encoding="ascii").strip().partition(" ")
-        if allowed.isdigit():
-            cores = min(cores, math.ceil(int(allowed) / int(period)))
-    return max(1, min(cores, torch.get_num_threads()))
 
 
 # --------------------------------------------------------------------------------- parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 from collections import Counter
 
@@ -157,6 +158,50 @@ def test_the_image_is_encoded_once_and_hidden_from_the_drafter(pairs, name, monk
     assert 32000 not in draft_ids and "ASSISTANT:" in pair.draft.decode(draft_ids)
     raw = pair.draft.with_image_placeholders(576).open(PROMPT)
     assert raw.length > 576
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_greedy_text_or_a_tie(folders, dtype):
+    """What a notebook says of two texts; a tie is one only where the numbers are that coarse."""
+    model = sn.load_model(folders["llama"], "cpu", dtype)
+    run = sn.autoregressive(model, PROMPT, max_new_tokens=8)
+    assert sn.exact.same_greedy(model, PROMPT, None, run, run) == "equal"
+    with pytest.raises(AssertionError, match="has changed: 8 tokens and 7"):
+        shorter = dataclasses.replace(run, token_ids=run.token_ids[:7])
+        sn.exact.same_greedy(model, PROMPT, None, run, shorter)
+    context = model.open(PROMPT)
+    context.commit(run.token_ids[:5])
+    second, last = context.forward().root.topk(300).indices[[1, -1]].tolist()
+    ids = list(run.token_ids)
+    ids[5] = last
+    far = dataclasses.replace(run, token_ids=tuple(ids))
+    with pytest.raises(AssertionError, match="has changed: token 6"):
+        sn.exact.same_greedy(model, PROMPT, None, run, far)
+
+    class Coarse(type(context)):  # the second best token is now a bit's breadth behind
+        def forward(self, *args):
+            scores = super().forward(*args)
+            root = scores.root.clone()
+            root[second] = root.max() * (1 - 2**-9)
+            return scores._replace(root=root)
+
+    context.__class__ = Coarse
+    ids[5] = second
+    near = dataclasses.replace(run, token_ids=tuple(ids))
+    model.open = lambda *args: _rewound(context, run.token_ids[:5])
+    if dtype == "float32":
+        with pytest.raises(AssertionError, match="has changed: token 6"):
+            sn.exact.same_greedy(model, PROMPT, None, run, near)
+    else:
+        assert "a tie" in sn.exact.same_greedy(model, PROMPT, None, run, near)
+
+
+def _rewound(context, path):
+    """A fork that stands where `path` is about to be committed."""
+    fork = context.copy()
+    fork.__class__ = context.__class__
+    fork.commit = lambda tokens: None
+    return fork
 
 
 # ----------------------------------------------------------------------------------------- caches

@@ -11,6 +11,7 @@ from PIL import Image
 
 import specnb as sn
 from specnb import notebook
+from specnb.models import machine
 from specnb.notebook import RunConfig
 
 DEFAULTS = {field: getattr(RunConfig(), field) for field in RunConfig.__dataclass_fields__}
@@ -255,7 +256,7 @@ def settings_kept():
     threads, renderer = torch.get_num_threads(), plotly.io.renderers.default
     yield
     torch.set_num_threads(threads)
-    torch.set_default_dtype(torch.float32)
+    machine.set_dtype("float32")
     plotly.io.renderers.default = renderer
 
 
@@ -267,10 +268,9 @@ def test_setup_prints_one_line(settings_kept, capsys, monkeypatch):
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith("specnb ") and line.endswith("1 thread") and "torch" in line
     assert plotly.io.renderers.default == "plotly_mimetype"
-    sn.setup(threads=2, renderer="json", dtype="float64")
-    assert "2 threads" in capsys.readouterr().out
-    assert plotly.io.renderers.default == "json"
-    assert torch.get_default_dtype() is torch.float64
+    sn.setup(threads=2, renderer="json", dtype="bfloat16")
+    assert "bfloat16 · 2 threads" in capsys.readouterr().out
+    assert plotly.io.renderers.default == "json" and machine.dtype() == "bfloat16"
 
 
 @pytest.mark.parametrize(

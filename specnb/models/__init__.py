@@ -14,8 +14,9 @@ def load_pair(
     """A target and its drafter; with no names the embedded LLaVA and its language-only drafter.
 
     `target` and `draft` are local folders or hub ids with safetensors weights. `device` is
-    "auto" (CUDA where there is one), "cpu" or "cuda"; `dtype` is "auto" (float32 on a CPU, as
-    saved on a GPU), "float32", "bfloat16" or "float16". `runtime` is "auto" (the lean one of
+    "auto" (CUDA where there is one), "cpu" or "cuda"; `dtype` is "auto" (as saved on a GPU; on a
+    CPU what `specnb.setup` has found fastest, float32 before it), "float32", "bfloat16" or
+    "float16". `runtime` is "auto" (the lean one of
     `specnb.models.llama` wherever it knows the model) or "transformers".
     """
     from specnb.models import hf

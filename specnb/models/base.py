@@ -38,6 +38,7 @@ class Model(Protocol):
     tokenizer: Any
     path: str
     sees_images: bool
+    dtype: torch.dtype  # of the weights
 
     def chat(self, prompt: str, image: bool = False) -> str:
         """The prompt inside the model's own template."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specnb.models import machine
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.models.llama import Llama, LlamaContext, why_not
 
@@ -19,12 +20,15 @@ EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 RUNTIMES = ("auto", "transformers")
+SMALL = 4_000_000  # parameters; such matrices gain nothing from bfloat16
 
 
 def load_pair(target: str, draft: str, device: str, dtype: str, runtime: str) -> Pair:
     """See `specnb.load_pair`."""
     goal = load_model(target or str(EMBEDDED / "target"), device, dtype, runtime)
     helper = load_model(draft or str(EMBEDDED / "drafter"), device, dtype, runtime)
+    if dtype == "auto" and helper.device.type == "cpu" and helper.n_parameters < SMALL:
+        helper = load_model(helper.path, device, "float32", runtime)  # nothing is faster for it
     check_same_tokens(goal, helper)
     return Pair(goal, helper.beside(goal))
 
@@ -46,8 +50,7 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': this machine has no CUDA device, use device='cpu'")
-    # fp32 on a CPU: greedy output then equals plain decoding token for token.
-    kind = {"auto": "float32" if device == "cpu" else "auto"}.get(dtype, dtype)
+    kind = machine.dtype() if dtype == "auto" and device == "cpu" else dtype
     check_folder(folder)
 
     with _quiet() as transformers:
@@ -184,7 +187,7 @@ class HFModel:
         text = module.config.get_text_config()
         self.own_vocab_size = self.vocab_size = module.get_output_embeddings().weight.shape[0]
         self.max_positions = text.max_position_embeddings
-        self.device = module.device
+        self.device, self.dtype = module.device, module.dtype
         self.eos_ids = _eos_ids(module, tokenizer)
         self.image_token_id = getattr(module.config, "image_token_id", None)
         self.n_parameters = _language_parameters(module, self.sees_images)

@@ -22,7 +22,7 @@ class TableModel:
     A context shorter than `order` is read as if it began with zeros.
     """
 
-    sees_images = False
+    sees_images, dtype = False, torch.float64
     tokenizer = None
 
     def __init__(

@@ -1,0 +1,170 @@
+"""How many threads, and which number format: measured once on the machine at hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+GAMMA = 5  # a block of this many drafts is what the choice is made for
+ROUNDS = 10
+SECONDS = 1.0  # a machine that is busy or slow gets fewer rounds
+GAIN = 0.95  # bfloat16 and a second thread must save at least 5 %
+SHAPE = {"layers": 8, "width": 384, "heads": 6, "mlp": 1024, "vocab": 1000}  # as the embedded one
+
+
+class Choice(NamedTuple):
+    """What runs fastest here: `ms` maps "threads dtype" to [one token, GAMMA + 1 tokens]."""
+
+    threads: int
+    dtype: str
+    ms: dict[str, list[float]]
+
+
+_dtype = "float32"
+
+
+def dtype() -> str:
+    """The number format of models on a CPU that are loaded with dtype="auto".
+
+    float32 until `specnb.setup` has found a faster one: only there two ways of decoding give equal
+    greedy tokens whatever the kernels round.
+    """
+    return _dtype
+
+
+def set_dtype(name: str) -> None:
+    """What `dtype` gives from now on."""
+    global _dtype
+    _dtype = name
+
+
+def cores() -> int:
+    """OMP_NUM_THREADS, else what the process may use: affinity and the container's quota."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    found = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        found = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")  # a container on a large machine may hold two cores
+    if quota.is_file():
+        allowed, _, period = quota.read_text(encoding="ascii").strip().partition(" ")
+        if allowed.isdigit():
+            found = min(found, math.ceil(int(allowed) / int(period)))
+    return max(1, found)
+
+
+def choice(fresh: bool = False) -> Choice:
+    """The calibration of this machine, from the user's cache where it has been made before.
+
+    `fresh` measures anew. A worker that may use fewer cores has a calibration of its own.
+    """
+    import platformdirs
+    import torch
+
+    most = cores()
+    name = f"{platform.processor() or platform.machine()} {_cpu()} torch {torch.__version__} {most}"
+    path = Path(platformdirs.user_cache_dir("specnb")) / "machine.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        known = {}
+    if fresh or name not in known:
+        known[name] = calibrate(most)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            os.replace(part, path)  # another process reads either the old file or the new one
+        except OSError:  # a home that cannot be written to: measured again next time
+            pass
+    return Choice(*known[name])
+
+
+def calibrate(most_threads: int) -> Choice:
+    """Times one token and a block in each format, with one thread and with two; under 2 seconds.
+
+    A model of the embedded target's shape with random weights runs on the lean runtime. Interleaved
+    medians; the first candidate, one thread with float32, wins ties.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    formats = ["float32"]
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        formats.append("bfloat16")
+    runs = {name: _random_model(getattr(torch, name)) for name in formats}
+    keys = [(n, name) for n in sorted({1, min(2, most_threads)}) for name in formats]
+    times: dict[tuple, list] = {(*key, size): [] for key in keys for size in (1, GAMMA + 1)}
+    end = time.perf_counter() + SECONDS
+    try:
+        for _ in range(ROUNDS):
+            for threads, name in keys:
+                torch.set_num_threads(threads)
+                for size in (1, GAMMA + 1):
+                    began = time.perf_counter()
+                    runs[name](size)
+                    times[threads, name, size].append(time.perf_counter() - began)
+            if time.perf_counter() > end:
+                break
+    finally:
+        torch.set_num_threads(before)
+
+    def middle(seconds: list[float]) -> float:
+        return 1e3 * statistics.median(seconds[1:] or seconds)  # the first is warm-up
+
+    ms = {key: [middle(times[(*key, size)]) for size in (1, GAMMA + 1)] for key in keys}
+    return Choice(*fastest(ms), {f"{n} {name}": values for (n, name), values in ms.items()})
+
+
+def fastest(ms: dict[tuple[int, str], list[float]]) -> tuple[int, str]:
+    """The (threads, dtype) whose block takes least; a later one must be clearly faster."""
+    best = next(iter(ms))
+    for key in ms:
+        if ms[key][1] < GAIN * ms[best][1]:
+            best = key
+    return best
+
+
+def _random_model(kind) -> Callable[[int], object]:
+    import torch
+
+    from specnb.models.llama import Llama, Shape
+
+    width, heads, mlp = SHAPE["width"], SHAPE["heads"], SHAPE["mlp"]
+    dim = width // heads
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(rows: int, columns: int):
+        return (0.05 * torch.rand(rows, columns, generator=generator)).to(kind)
+
+    sizes = ((3 * width, width), (width, width), (2 * mlp, width), (width, mlp))
+    layers = [tuple(weight(*size) for size in sizes) for _ in range(SHAPE["layers"])]
+    table = weight(SHAPE["vocab"], width)
+    inv_freq = 1e4 ** -(torch.arange(0, dim, 2) / dim)
+    llama = Llama(Shape(heads, heads, dim, 1e-6), table, layers, table, inv_freq)
+    cache, length = llama.empty_cache(160).zero_(), 128
+
+    def run(size: int):
+        x = llama.embed([1] * size)
+        return llama.forward(x, range(length, length + size), cache, length)
+
+    return run
+
+
+def _cpu() -> str:
+    """The processor's name; part of the cache's key, so any stable text will do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
