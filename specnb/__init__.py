@@ -31,6 +31,7 @@ _HOME = {
     "AdaEDL": "specnb.stopping",
     "speculative": "specnb.decode",
     "autoregressive": "specnb.decode",
+    "tune": "specnb.tuning",
     "Pair": "specnb.models",
     "load_pair": "specnb.models",
     "load_model": "specnb.models",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from specnb.sampling import Draws, Sampling  # noqa: F401
     from specnb.stopping import AdaEDL, FixedLength, MaxConfidence  # noqa: F401
     from specnb.tree import DraftTree  # noqa: F401
+    from specnb.tuning import tune  # noqa: F401
 
 
 def __getattr__(name: str):

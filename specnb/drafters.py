@@ -145,13 +145,15 @@ class TreeDrafting:
             forwards += 1
             logits = scores.nodes if new else scores.root[None]
             probs = self.sampling.probs(logits)
-            go_on = [i for i in range(len(frontier)) if not self.rule.stop(logits[i], probs[i])]
-            if not go_on:
-                stopped_by = "rule"
-                break
-            nodes = [frontier[i] for i in go_on]
-            if len(go_on) < len(frontier):
-                logits, probs = logits[go_on], probs[go_on]
+            nodes = frontier
+            if not isinstance(self.rule, FixedLength):  # which never stops
+                go_on = [i for i in range(len(nodes)) if not self.rule.stop(logits[i], probs[i])]
+                if not go_on:
+                    stopped_by = "rule"
+                    break
+                if len(go_on) < len(nodes):
+                    nodes = [nodes[i] for i in go_on]
+                    logits, probs = logits[go_on], probs[go_on]
             level = Level(
                 number,
                 logits,

@@ -177,7 +177,7 @@ FLOORS = {
     **dict.fromkeys(["drafters", "stopping", "verify", "models", "scenes"], 1),
     **dict.fromkeys(["decode", "exact", "training"], 2),
     **dict.fromkeys(["views"], 3),
-    **dict.fromkeys(["live", "batch", "checks", "doctor", "bench", "notebook"], 4),
+    **dict.fromkeys(["tuning", "live", "batch", "checks", "doctor", "bench", "notebook"], 4),
 }
 
 

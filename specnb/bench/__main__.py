@@ -5,7 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
-SUBJECTS = ("quality", "exactness", "stopping", "trees")
+SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees")
 
 
 def main() -> None:

@@ -1,0 +1,650 @@
+"""Real time: speculative decoding against the best plain decoding and against transformers.
+
+Number formats, threads, draft length, threshold and tree shape are chosen on other prompts than the
+figures are of. Methods take turns on every prompt; ratios are per prompt, then medians. Prefill is
+left out everywhere: a call that generates one token is taken from one that generates all.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+import specnb as sn
+from specnb.exact import same_greedy
+from specnb.models import llama
+from specnb.models.hf import EMBEDDED, HFModel
+from specnb.scenes import TASKS, examples
+
+TOKENS = 64
+TEMPERATURES = (0.0, 1.0)
+GAMMAS = range(1, 9)
+FORMATS = ("float32", "bfloat16")
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+TREES = {
+    0.0: (sn.TopKTree((2, 1, 1, 1)), sn.TopKTree((2, 1, 1, 1, 1)), sn.TopKTree((2, 2, 1, 1))),
+    1.0: (
+        sn.GumbelTopK((2, 1, 1, 1)),
+        sn.GumbelTopK((2, 2, 1, 1)),
+        sn.StochasticBeam(2, 4),
+        sn.StochasticBeam(2, 5),
+        sn.StochasticBeam(3, 4),
+    ),
+}
+BARS = {
+    "plain": 2.0,
+    "assisted, as shipped": 3.0,
+    "assisted, at its best": 1.6,
+    "generate": 2.5,
+}
+BASES = (*BARS, "own plain, same format")
+
+
+class Run(NamedTuple):
+    """One answer: how long its tokens took after the prefill, and what they were."""
+
+    seconds: float
+    token_ids: tuple[int, ...]
+    calls: int  # target calls; 0 where they were not counted
+    record: sn.Record | None = None
+
+    @property
+    def ms_per_token(self) -> float:
+        return 1e3 * self.seconds / len(self.token_ids)
+
+
+class Method(NamedTuple):
+    """A way to decode: run(item, temperature, seed), with its own number of threads."""
+
+    run: Callable[[Any, float, int], Run]
+    threads: int
+
+    def __call__(self, item, temperature: float, seed: int) -> Run:
+        torch.set_num_threads(self.threads)
+        return self.run(item, temperature, seed)
+
+
+# ------------------------------------------------------------------------------------------ methods
+
+
+def plain(model, threads: int) -> Method:
+    """Our loop without a drafter."""
+
+    def run(item, temperature, seed):
+        sampling = sn.Sampling(temperature)
+        return _timed(
+            sn.autoregressive(
+                model,
+                item.prompt,
+                item.image,
+                sampling=sampling,
+                max_new_tokens=TOKENS,
+                seed=seed,
+            )
+        )
+
+    return Method(run, threads)
+
+
+def speculative(pair, threads: int, drafter) -> Method:
+    """Our loop with a drafter."""
+
+    def run(item, temperature, seed):
+        sampling = sn.Sampling(temperature)
+        return _timed(
+            sn.speculative(
+                pair,
+                item.prompt,
+                item.image,
+                drafter=drafter,
+                sampling=sampling,
+                max_new_tokens=TOKENS,
+                seed=seed,
+            )
+        )
+
+    return Method(run, threads)
+
+
+def _timed(record: sn.Record) -> Run:
+    seconds = sum(block.draft_s + block.verify_s for block in record.blocks)
+    return Run(seconds, record.token_ids, len(record.blocks), record)
+
+
+def transformers(model: HFModel, threads: int, assistant=None, **more) -> Method:
+    """`generate` of transformers, assisted where there is an assistant; `more` are its settings."""
+
+    @torch.inference_mode()
+    def run(item, temperature, seed):
+        ids, pixels = model.encode(item.prompt, item.image)
+        settings: dict[str, Any] = {"do_sample": temperature > 0, **more}
+        if temperature > 0:
+            settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if assistant is not None:
+            settings["assistant_model"] = assistant
+
+        def generate(n):
+            torch.manual_seed(seed)
+            began = time.perf_counter()
+            output = model.module.generate(
+                input_ids=torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                pixel_values=pixels.to(model.dtype),
+                eos_token_id=sorted(model.eos_ids),
+                max_new_tokens=n,
+                **settings,
+            )
+            return time.perf_counter() - began, tuple(output[0, len(ids) :].tolist())
+
+        first, _ = generate(1)
+        whole, token_ids = generate(TOKENS)
+        # The call for one token contains one step of decoding, which belongs to the answer.
+        n = len(token_ids)
+        return Run((whole - first) * n / max(n - 1, 1), token_ids, 0)
+
+    return Method(run, threads)
+
+
+def image_hidden(folder: str, image_token_id: int):
+    """A drafter module for transformers' assisted decoding that does not look at image tokens.
+
+    As shipped, it gets the raw placeholders into its prompt and is not told to skip them.
+    """
+    from transformers import LlamaForCausalLM
+
+    class ImageHidden(LlamaForCausalLM):
+        def forward(self, input_ids, attention_mask=None, position_ids=None, **rest):
+            cache = rest.get("past_key_values")
+            past = cache.get_seq_length() if cache is not None else 0
+            total = past + input_ids.shape[1]
+            if past == 0:
+                self.image = input_ids[0] == image_token_id
+            hidden = torch.zeros(total, dtype=torch.bool)
+            hidden[: len(self.image)] = self.image[:total]
+            later = torch.ones(total - past, total, dtype=torch.bool).triu(past + 1)
+            mask = torch.zeros(1, 1, total - past, total, dtype=self.dtype)
+            mask.masked_fill_(later | hidden, torch.finfo(self.dtype).min)
+            positions = ((~hidden).cumsum(0) - 1).clamp_min(0)[None, past:]
+            rest.pop("cache_position", None)
+            return super().forward(input_ids, attention_mask=mask, position_ids=positions, **rest)
+
+    return ImageHidden.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+
+
+@contextmanager
+def weights_as(layout: str):
+    """Models that are loaded inside have their matrices in another layout than usual."""
+    if layout == "transposed":
+        with mock.patch.object(llama, "LEAST_PACKED", 2**40):
+            yield
+    else:
+        with mock.patch.object(llama, "_kernel", _int8):
+            yield
+
+
+def _int8(weight: torch.Tensor, packed: bool):
+    """x -> x W^T with W in eight bits, one scale per row."""
+    scales = weight.detach().abs().amax(1).float() / 127
+    small = (weight.detach().float() / scales[:, None]).round().to(torch.int8).contiguous()
+    scales = scales.to(weight.dtype)
+    return lambda x: torch._weight_int8pack_mm(x.contiguous(), small, scales)
+
+
+# -------------------------------------------------------------------------------------- measurement
+
+
+def side_by_side(
+    methods: Mapping[str, Method], items: Sequence, temperature: float, label: str
+) -> dict[str, list[Run]]:
+    """Every method on every item, in turns; the order goes round."""
+    names = list(methods)
+    found: dict[str, list[Run]] = {name: [] for name in names}
+    for index, item in enumerate(tqdm(items, desc=label, leave=False, mininterval=5)):
+        for name in names[index % len(names) :] + names[: index % len(names)]:
+            found[name].append(methods[name](item, temperature, index))
+    return found
+
+
+def middle(runs: Sequence[Run]) -> float:
+    """Median milliseconds per token."""
+    return statistics.median(run.ms_per_token for run in runs)
+
+
+def ratio(base: Sequence[Run], runs: Sequence[Run]) -> dict[str, float]:
+    """How many times as fast as `base`: median over prompts, bootstrapped 95 % interval."""
+    values = np.array([b.ms_per_token / r.ms_per_token for b, r in zip(base, runs, strict=True)])
+    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+    low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
+    return {"ratio": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def choose(
+    candidates: Mapping[Any, Method], items: Sequence, temperature: float, label: str
+) -> tuple[Any, dict[str, float]]:
+    """The fastest candidate on these items, and what each took (ms per token)."""
+    runs = side_by_side(candidates, items, temperature, label)
+    took = {name: middle(values) for name, values in runs.items()}
+    return min(took, key=took.__getitem__), {str(name): value for name, value in took.items()}
+
+
+def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
+    """All figures, on `n` prompts per task (30)."""
+    n = n or 30
+    threads = tuple(sorted({1, min(2, os.cpu_count() or 1)}))
+    before = torch.get_num_threads()
+    try:
+        return _measure(target, draft, n, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(target: str, draft: str, n: int, threads: tuple[int, ...]) -> dict:
+    folder = draft or str(EMBEDDED / "drafter")
+    helper = sn.load_model(folder, dtype="float32")
+    loaded = {kind: sn.load_pair(target, draft, dtype=kind) for kind in FORMATS}
+    pairs = {
+        kind: sn.Pair(pair.target, helper.beside(pair.target)) for kind, pair in loaded.items()
+    }
+    with weights_as("transposed"):
+        transposed = sn.load_pair(target, draft, dtype="float32").target
+    with weights_as("int8"):
+        eight = sn.load_pair(target, draft, dtype="bfloat16").target
+    slow = {
+        kind: sn.load_pair(target, draft, dtype=kind, runtime="transformers").target
+        for kind in FORMATS
+    }
+    raw = sn.load_model(folder, dtype="float32", runtime="transformers").module
+    # What loading by transformers gives without a word about formats: the one they are saved in.
+    saved = type(raw).from_pretrained(folder, use_safetensors=True).eval()
+    saved_target = slow[str(saved.dtype).removeprefix("torch.")]
+    hidden = image_hidden(folder, saved_target.image_token_id)
+
+    tuning = [item for task in TASKS for item in examples(task, 4, 21)]
+    took: dict[str, dict] = {}
+
+    def best(name, candidates, temperature=0.0):
+        chosen, took[name] = choose(candidates, tuning, temperature, f"choose {name}")
+        return chosen
+
+    plains = {"float32": pairs["float32"].target, "float32 transposed": transposed}
+    plains["bfloat16"] = pairs["bfloat16"].target
+    kinds = {(kind, t): plain(model, t) for kind, model in plains.items() for t in threads}
+    plain_kind, plain_threads = best("plain", kinds)
+    chains = {
+        (kind, t): speculative(pair, t, sn.Chain(5))
+        for kind, pair in pairs.items()
+        for t in threads
+    }
+    kind, n_threads = best("speculative", chains)
+    generates = {(k, t): transformers(model, t) for k, model in slow.items() for t in threads}
+    five = {"num_assistant_tokens": 5, "assistant_confidence_threshold": 0.0}
+    assisted = {
+        (k, t, image, length): transformers(model, t, assistant, **settings)
+        for k, model in slow.items()
+        for t in threads
+        for image, assistant in (("raw", raw), ("hidden", hidden))
+        for length, settings in (("its own length", {}), ("5 tokens", five))
+    }
+    peers = {
+        "generate": generates[best("generate", generates)],
+        "assisted, as shipped": transformers(saved_target, threads[-1], saved),
+        "assisted, at its best": assisted[best("assisted", assisted)],
+    }
+    pair, int8_pair = pairs[kind], sn.Pair(eight, helper.beside(eight))
+    same = plain(pairs[kind].target, n_threads)
+
+    cells = []
+    for temperature in TEMPERATURES:
+        gammas = {g: speculative(pair, n_threads, sn.Chain(g)) for g in GAMMAS}
+        gamma = best(f"draft length, T {temperature}", gammas, temperature)
+        rules = {t: sn.Chain(12, stop=sn.AdaEDL(t)) for t in THRESHOLDS}
+        rules_run = {t: speculative(pair, n_threads, rule) for t, rule in rules.items()}
+        threshold = best(f"threshold, T {temperature}", rules_run, temperature)
+        trees = {_shape(tree): speculative(pair, n_threads, tree) for tree in TREES[temperature]}
+        tree = best(f"tree, T {temperature}", trees, temperature)
+        own = {gamma: f"speculative {gamma}", threshold: "AdaEDL", tree: "tree"}
+        fastest = min(
+            (took[f"{what}, T {temperature}"][str(key)], own[key])
+            for what, key in (
+                ("draft length", gamma),
+                ("threshold", threshold),
+                ("tree", tree),
+            )
+        )[1]
+        exact_gamma = speculative(pairs["float32"], n_threads, sn.Chain(gamma))
+        methods = {
+            "plain": kinds[plain_kind, plain_threads],
+            "own plain, same format": same,
+            **peers,
+            **{f"speculative {g}": gammas[g] for g in GAMMAS},
+            "AdaEDL": rules_run[threshold],
+            "tree": trees[tree],
+            "plain, float32": plain(pairs["float32"].target, n_threads),
+            f"speculative {gamma}, float32": exact_gamma,
+            "plain, int8": plain(eight, n_threads),
+            f"speculative {gamma}, int8": speculative(int8_pair, n_threads, sn.Chain(gamma)),
+        }
+        for task in TASKS:
+            items = examples(task, n, 31)
+            runs = side_by_side(methods, items, temperature, f"{task} T {temperature}")
+            costs = [_costs(pair, item, gamma, n_threads) for item in items]
+            cells.append(
+                _cell(task, temperature, runs, costs, gamma)
+                | {"threshold": threshold, "tree": tree, "fastest": fastest}
+            )
+            if temperature == 0:
+                cells[-1] |= _identity(pairs, kind, items, runs, gamma)
+    return {
+        "n": n,
+        "chosen": {
+            "plain": f"{plain_kind}, {_threads(plain_threads)}",
+            "speculative": f"{kind}, {_threads(n_threads)}",
+        },
+        "tuning_ms": took,
+        "cells": cells,
+        "bars": _bars(cells),
+        "growth": _growth(pair, n_threads, cells[0]["gamma"]),
+        "tune": {str(t): _tune(pair, n_threads, tuning, n, t) for t in TEMPERATURES},
+        "recording": _recording(pair, n_threads),
+        "process": _processes(target, draft),
+    }
+
+
+def _shape(tree) -> str:
+    return repr(tree).replace("stop=FixedLength(), ", "")
+
+
+def _threads(n: int) -> str:
+    return f"{n} thread{'s' if n > 1 else ''}"
+
+
+def _cell(task, temperature, runs, costs, gamma) -> dict:
+    rows = {}
+    for name, found in runs.items():
+        calls = sum(run.calls for run in found)
+        tokens = sum(len(run.token_ids) for run in found)
+        rows[name] = {
+            "ms_per_token": middle(found),
+            "block_efficiency": tokens / calls if calls else None,
+            **{f"over {base}": ratio(runs[base], found) for base in BASES},
+        }
+    main = f"speculative {gamma}"
+    c, v = (statistics.median(column) for column in zip(*costs, strict=True))
+    predicted = [
+        run.record.metrics.block_efficiency / (v_ + c_ * gamma)
+        for run, (c_, v_) in zip(runs[main], costs, strict=True)
+    ]
+    measured = [
+        base.ms_per_token / run.ms_per_token
+        for base, run in zip(runs["own plain, same format"], runs[main], strict=True)
+    ]
+    shares = [m / p for m, p in zip(measured, predicted, strict=True)]
+    return {
+        "task": task,
+        "temperature": temperature,
+        "gamma": gamma,
+        "rows": rows,
+        "c": c,
+        "v": v,
+        "predicted": statistics.median(predicted),
+        "measured": statistics.median(measured),
+        "measured / predicted": statistics.median(shares),
+    }
+
+
+def _costs(pair, item, gamma: int, threads: int, rounds: int = 9) -> tuple[float, float]:
+    """(c, v): a draft forward, and gamma + 1 target tokens, over one target token; same cache."""
+    torch.set_num_threads(threads)
+    text = pair.target.tokenizer.encode(item.answer, add_special_tokens=False)
+    contexts = {"target": pair.target.open(item.prompt, item.image)}
+    contexts["draft"] = pair.draft.open(item.prompt)
+    for context in contexts.values():
+        context.commit(text[: len(text) // 2])  # the middle of an answer
+        context.forward()
+    work = {
+        "one": (contexts["target"], 1),
+        "block": (contexts["target"], gamma + 1),
+        "draft": (contexts["draft"], 1),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, (context, size) in work.items():
+            began = time.perf_counter()
+            context.forward(text[:1] * size, range(-1, size - 1))
+            seconds[name].append(time.perf_counter() - began)
+            context.commit([])  # forgets what was fed
+    took = {name: statistics.median(values) for name, values in seconds.items()}
+    return took["draft"] / took["one"], took["block"] / took["one"]
+
+
+def _identity(pairs, kind, items, runs, gamma) -> dict:
+    """Greedy texts of speculative and plain decoding: equal in float32, equal or a tie else."""
+    comparisons = {
+        "float32": ("plain, float32", f"speculative {gamma}, float32"),
+        kind: ("own plain, same format", f"speculative {gamma}"),
+    }
+    found = {}
+    for name, (alone, helped) in comparisons.items():
+        model = pairs[name].target
+        words = []
+        for item, a, b in zip(items, runs[alone], runs[helped], strict=True):
+            try:
+                words.append(same_greedy(model, item.prompt, item.image, a.record, b.record))
+            except AssertionError as error:
+                words.append(f"WRONG: {error}")
+        found[name] = {
+            "equal": words.count("equal"),
+            "others": [text for text in words if text != "equal"],
+        }
+    return {"identity": found}
+
+
+def _bars(cells) -> dict:
+    """Mean over the cells of the medians, per temperature and over all.
+
+    Speculative is whatever was the fastest of ours on other prompts.
+    """
+    found = {}
+    for base, bar in BARS.items():
+        by_temperature = {
+            str(t): statistics.fmean(
+                cell["rows"][cell["fastest"]][f"over {base}"]["ratio"]
+                for cell in cells
+                if cell["temperature"] == t
+            )
+            for t in TEMPERATURES
+        }
+        mean = statistics.fmean(by_temperature.values())
+        found[base] = {"bar": bar, "mean": mean, **by_temperature}
+    found["measured / predicted"] = {
+        "bar": 0.9,
+        "mean": statistics.fmean(cell["measured / predicted"] for cell in cells),
+    }
+    return found
+
+
+def _growth(pair, threads: int, gamma: int) -> dict:
+    """Milliseconds per token for answers of 64, 128 and 256 tokens, end tokens forbidden."""
+    torch.set_num_threads(threads)
+    endless = copy.copy(pair.target)
+    endless.eos_ids = frozenset()
+    ends = torch.zeros_like(endless.allowed).index_fill_(0, torch.tensor([*pair.target.eos_ids]), 1)
+    endless._allow(endless.allowed & ~ends)  # another sentence instead
+    pairs = sn.Pair(endless, pair.draft)
+    found: dict[str, dict[str, float]] = {"plain": {}, "speculative": {}}
+    items = examples("caption", 8, 41)
+    for n in (64, 128, 256):
+        runs: dict[str, list[Run]] = {"plain": [], "speculative": []}
+        for item in items:
+            settings = {"max_new_tokens": n, "sampling": sn.Sampling(1.0)}
+            alone = sn.autoregressive(endless, item.prompt, item.image, **settings)
+            drafter = sn.Chain(gamma)
+            helped = sn.speculative(pairs, item.prompt, item.image, drafter=drafter, **settings)
+            runs["plain"].append(_timed(alone))
+            runs["speculative"].append(_timed(helped))
+        for name, group in runs.items():
+            seconds = sum(run.seconds for run in group)
+            found[name][f"{n} ms/token"] = middle(group)
+            found[name][f"{n} ms/call"] = 1e3 * seconds / sum(run.calls for run in group)
+    return found
+
+
+def _tune(pair, threads: int, tuning, n: int, temperature: float) -> dict:
+    """The choice of `sn.tune` against the best of all its candidates, on other prompts."""
+    torch.set_num_threads(threads)
+    tuned = sn.tune(pair, tuning, sampling=sn.Sampling(temperature))
+    drafters = {_shape(c.drafter): c.drafter for c in tuned.candidates}
+    methods = {name: speculative(pair, threads, drafter) for name, drafter in drafters.items()}
+    items = [item for task in TASKS for item in examples(task, n, 61)]
+    runs = side_by_side(methods, items, temperature, f"every candidate, T {temperature}")
+    took = {
+        name: 1e3 * sum(run.seconds for run in group) / sum(len(run.token_ids) for run in group)
+        for name, group in runs.items()
+    }
+    best = min(took, key=took.__getitem__)
+    chosen = _shape(tuned.drafter)
+    return {
+        "chosen": chosen,
+        "predicted": tuned.predicted,
+        "measured": tuned.measured,
+        "chosen_ms": took[chosen],
+        "best": best,
+        "best_ms": took[best],
+        "behind": took[chosen] / took[best] - 1,
+        "candidates": [
+            {
+                "drafter": _shape(c.drafter),
+                "predicted_ms": c.ms_per_token,
+                "ms": took[_shape(c.drafter)],
+            }
+            for c in tuned.candidates
+        ],
+    }
+
+
+def _recording(pair, threads: int, rounds: int = 12) -> dict:
+    """What the record of a run costs: whole calls with token rows over calls without them."""
+    torch.set_num_threads(threads)
+    items = examples("caption", rounds, 51)
+    took: dict[str, list[float]] = {"on": [], "off": []}
+    for item in items:
+        for name in took:
+            with (
+                mock.patch("specnb.decode._token_rows", lambda blocks: [])
+                if name == "off"
+                else (mock.MagicMock())
+            ):
+                best = math.inf
+                for _ in range(5):
+                    began = time.perf_counter()
+                    sn.speculative(pair, item.prompt, item.image, max_new_tokens=TOKENS)
+                    best = min(best, time.perf_counter() - began)
+            took[name].append(best)
+    shares = [on / off for on, off in zip(took["on"], took["off"], strict=True)]
+    return {"on / off": statistics.median(shares)}
+
+
+FIRST_TOKEN = """
+import sys
+from pathlib import Path
+import specnb as sn
+from specnb.scenes import examples
+item = examples("caption", 1, 0)[0]
+pair = sn.load_pair(sys.argv[1], sys.argv[2])
+sn.speculative(pair, item.prompt, item.image, max_new_tokens=int(sys.argv[3]))
+status = Path("/proc/self/status")  # getrusage would report the parent's peak
+lines = status.read_text().splitlines() if status.is_file() else []
+print(next((line.split()[1] for line in lines if line.startswith("VmHWM")), 0))
+"""
+
+
+def _processes(target: str, draft: str) -> dict:
+    """Import time, a cold process up to its first token (seconds), peak memory (GB)."""
+    root = Path(sn.__file__).parents[1]
+
+    def call(code, *arguments):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return time.perf_counter() - began, done.stdout
+
+    empty = statistics.median(call("pass")[0] for _ in range(5))
+    imported = statistics.median(call("import specnb")[0] for _ in range(5))
+    first = [call(FIRST_TOKEN, target, draft, "1")[0] for _ in range(3)]
+    peak = int(call(FIRST_TOKEN, target, draft, str(TOKENS))[1].split()[-1])
+    return {
+        "import_s": imported - empty,
+        "first_token_s": statistics.median(first),
+        "peak_memory_gb": peak / 1e6,
+    }
+
+
+def table(figures: dict) -> str:
+    """The figures as text."""
+    chosen = figures["chosen"]
+    lines = [
+        f"{figures['n']} prompts per task and temperature; medians per prompt, without prefill",
+        f"best plain: {chosen['plain']}; speculative: {chosen['speculative']}",
+    ]
+    for cell in figures["cells"]:
+        lines.append("")
+        lines.append(
+            f"{cell['task']}, T {cell['temperature']}: draft length {cell['gamma']}, AdaEDL "
+            f"{cell['threshold']}, {cell['tree']}; fastest on other prompts: {cell['fastest']}"
+        )
+        lines.append(
+            f"  c {cell['c']:.3f}  v {cell['v']:.2f}  predicted {cell['predicted']:.2f}  "
+            f"measured {cell['measured']:.2f}  measured / predicted "
+            f"{cell['measured / predicted']:.2f}"
+        )
+        heads = "  ".join(f"/ {base[:20]:20}" for base in BASES)
+        lines.append(f"  {'method':26} ms/token  tokens/call  {heads}")
+        for name, row in cell["rows"].items():
+            tau = row["block_efficiency"]
+            words = f"  {name:26} {row['ms_per_token']:8.2f}  {tau or math.nan:11.2f}"
+            for base in BASES:
+                found = row[f"over {base}"]
+                words += f"  {found['ratio']:5.2f} [{found['low']:5.2f}, {found['high']:5.2f}] "
+            lines.append(words)
+        for name, found in cell.get("identity", {}).items():
+            more = "; ".join(found["others"])
+            lines.append(f"  greedy texts in {name}: {found['equal']} equal {more}".rstrip())
+    lines.append("")
+    for base, row in figures["bars"].items():
+        parts = ", ".join(f"T {t} {row[str(t)]:.2f}" for t in TEMPERATURES if str(t) in row)
+        name = base if "/" in base else f"speculative / {base}"
+        lines.append(f"{name}: {row['mean']:.2f} (bar {row['bar']}) {parts}".rstrip())
+    for name, row in figures["growth"].items():
+        lines.append(f"{name}, by length: " + ", ".join(f"{k} {v:.2f}" for k, v in row.items()))
+    for temperature, row in figures["tune"].items():
+        lines.append(
+            f"sn.tune, T {temperature}: {row['chosen']}, predicted {row['predicted']:.2f}, measured "
+            f"{row['measured']:.2f} times plain; {row['behind']:.1%} behind the best of all "
+            f"candidates on other prompts, {row['best']}"
+        )
+    lines.append(f"recording on / off: {figures['recording']['on / off']:.3f}")
+    process = figures["process"]
+    lines.append(
+        f"import {process['import_s']:.2f} s, cold process to first token "
+        f"{process['first_token_s']:.1f} s, peak memory {process['peak_memory_gb']:.2f} GB"
+    )
+    return "\n".join(lines)

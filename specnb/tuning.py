@@ -1,0 +1,225 @@
+"""Which draft length, stopping rule or tree is fastest for a pair on this machine?
+
+Costs are measured in the decoding loop itself; acceptance is recorded once, with a long draft, and
+replayed for every draft length and threshold: whether a draft would be kept at a place of the text
+does not depend on how the text was cut into blocks (at temperature 0 exactly so, else on average).
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specnb.decode import autoregressive, speculative
+from specnb.drafters import Chain, Drafter, GumbelTopK, StochasticBeam, TopKTree
+from specnb.models.base import Pair
+from specnb.record import Record
+from specnb.sampling import Sampling
+from specnb.stopping import AdaEDL, FixedLength, StoppingRule
+
+LONGEST = 12
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+TREES = {  # at temperature 0 a tree that is drawn has one child per node
+    True: (TopKTree((2, 1, 1, 1)), TopKTree((2, 1, 1, 1, 1, 1))),
+    False: (GumbelTopK((2, 1, 1, 1)), StochasticBeam(2, 5)),
+}
+ROUNDS = 2  # of the comparison at the end
+
+
+class Candidate(NamedTuple):
+    """A drafter, and what is predicted of it."""
+
+    drafter: Drafter
+    block_efficiency: float
+    ms_per_token: float
+    speedup: float  # over plain decoding
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What to decode with: the fastest candidate, its predicted and its measured speed-up."""
+
+    drafter: Drafter
+    predicted: float
+    measured: float
+    plain_ms: float  # per token
+    candidates: tuple[Candidate, ...]  # the fastest first
+
+    def to_pandas(self):
+        """One line per candidate, the fastest first."""
+        import pandas as pd
+
+        columns = ["drafter", "block efficiency", "ms per token", "predicted speed-up"]
+        return pd.DataFrame([(_name(c[0]), *c[1:]) for c in self.candidates], columns=columns)
+
+    def __repr__(self) -> str:
+        return (
+            f"{_name(self.drafter)}: predicted {self.predicted:.2f} times, measured "
+            f"{self.measured:.2f} times as fast as plain decoding"
+        )
+
+
+def tune(
+    pair: Pair,
+    prompts: Sequence[Any],
+    *,
+    sampling: Sampling | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+) -> Tuning:
+    """The fastest drafter for this pair on this machine, for prompts of this kind.
+
+    `prompts` are texts, or items with `prompt` and `image`; half a dozen do. Tried are draft
+    lengths 1-12, AdaEDL at five thresholds and two trees. Raises ValueError without a drafter or a
+    prompt.
+    """
+    if pair.draft is None:
+        raise ValueError("draft=None: there is nothing to tune, load the pair with draft=...")
+    if not prompts:
+        raise ValueError("prompts=[]: give some texts of the kind that you want to decode")
+    sampling = sampling or Sampling()
+    items = [(p, None) if isinstance(p, str) else (p.prompt, p.image) for p in prompts]
+    settings = {"sampling": sampling, "max_new_tokens": max_new_tokens}
+
+    def decode(drafter: Drafter | None, number: int) -> Record:
+        prompt, image = items[number]
+        more = {**settings, "seed": seed + number}
+        if drafter is None:
+            return autoregressive(pair.target, prompt, image, **more)
+        return speculative(pair, prompt, image, drafter=drafter, **more)
+
+    trees = TREES[sampling.temperature == 0]
+    drafters = [None, *map(Chain, (2, 5, LONGEST)), Chain(LONGEST, stop=AdaEDL(0.4)), *trees]
+    decode(drafters[-1], 0)  # the first run also sets up
+    runs: list[list[Record]] = [[] for _ in drafters]
+    for number in range(len(items)):
+        for group, drafter in zip(runs, drafters, strict=True):
+            group.append(decode(drafter, number))
+    plain, *chains, stopped = runs[: -len(trees)]
+    plain_ms = _ms_per_token(plain)
+
+    verify = _verify_cost([*plain, *itertools.chain(*chains), *stopped])
+    costs = {FixedLength: _draft_cost(itertools.chain(*chains)), AdaEDL: _draft_cost(stopped)}
+    texts = [
+        _kept(run, _along(pair, *item, run), sampling)
+        for run, item in zip(chains[-1], items, strict=True)
+    ]
+    found = []
+    rules: list[tuple[int, StoppingRule]] = [(n, FixedLength()) for n in range(1, LONGEST + 1)]
+    rules += [(LONGEST, AdaEDL(threshold)) for threshold in THRESHOLDS]
+    for length, rule in rules:
+        blocks = [block for text in texts for block in _replay(text, length, rule)]
+        base, slope = costs[type(rule)]
+        seconds = sum(base + slope * b.forwards + verify(b.drafted) for b in blocks)
+        tokens = sum(b.tokens for b in blocks)
+        ms = 1e3 * seconds / tokens
+        drafter = Chain(length, stop=rule)
+        found.append(Candidate(drafter, tokens / len(blocks), ms, plain_ms / ms))
+    for tree, group in zip(trees, runs[-len(trees) :], strict=True):
+        calls, ms = sum(len(run.blocks) for run in group), _ms_per_token(group)
+        tokens = sum(len(run.token_ids) for run in group)
+        found.append(Candidate(tree, tokens / calls, ms, plain_ms / ms))
+    found.sort(key=lambda candidate: candidate.ms_per_token)
+    best = found[0]
+    ratios = []
+    for number in list(range(len(items))) * ROUNDS:
+        alone, helped = decode(None, number), decode(best.drafter, number)
+        ratios.append(_ms_per_token([alone]) / _ms_per_token([helped]))
+    measured = statistics.median(ratios)
+    return Tuning(best.drafter, best.speedup, measured, plain_ms, tuple(found))
+
+
+class Place(NamedTuple):
+    """A place of the text: would a draft be kept here, and what does the drafter say."""
+
+    kept: bool
+    logits: Tensor
+    probs: Tensor
+
+
+class Block(NamedTuple):
+    """A replayed target call."""
+
+    drafted: int
+    forwards: int
+    tokens: int
+
+
+def _replay(places: Sequence[Place], length: int, rule: StoppingRule) -> Iterable[Block]:
+    """The blocks into which this text would have been cut."""
+    state, at = rule.start(), 0
+    while at < len(places):
+        drafted = forwards = kept = 0
+        rejected = False
+        longest = min(length, len(places) - at - 1)  # the last token is the target's own
+        for place in places[at : at + longest]:
+            forwards += 1
+            # Behind a rejected draft the drafter goes on with a text that nobody has recorded;
+            # the scores of the real text stand in for those of its own.
+            if state.stop(place.logits, place.probs):
+                break
+            drafted += 1
+            rejected = rejected or not place.kept
+            kept += not rejected
+        state.update(drafted, kept, longest)
+        yield Block(drafted, forwards, kept + 1)
+        at += kept + 1
+
+
+def _kept(run: Record, laws: Tensor, sampling: Sampling) -> list[Place]:
+    """The places of a run's text; behind a full draft the next one counts as kept."""
+    probs = sampling.probs(laws)
+    return [
+        Place(row.verdict != "correction", *pair)
+        for row, *pair in zip(run.emitted, laws, probs, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _along(pair: Pair, prompt: Any, image: Any, run: Record) -> Tensor:
+    """The drafter's logits at every place of a text, [tokens, vocab]."""
+    context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
+    ids = run.token_ids[:-1]
+    scores = context.forward(ids, range(-1, len(ids) - 1))
+    return torch.cat([scores.root[None], scores.nodes])
+
+
+def _ms_per_token(runs: Iterable[Record]) -> float:
+    runs = list(runs)
+    seconds = sum(b.draft_s + b.verify_s for run in runs for b in run.blocks)
+    return 1e3 * seconds / sum(len(run.token_ids) for run in runs)
+
+
+def _verify_cost(runs: Iterable[Record]):
+    """Seconds of a target call with so many drafted tokens: medians, straight lines between."""
+    took: dict[int, list[float]] = {}
+    for block in itertools.chain(*(run.blocks for run in runs)):
+        took.setdefault(block.n_drafted, []).append(block.verify_s)
+    sizes = sorted(size for size, seconds in took.items() if len(seconds) >= 5) or sorted(took)
+    middles = [statistics.median(took[size]) for size in sizes]
+    return lambda size: float(np.interp(size, sizes, middles))
+
+
+def _draft_cost(runs: Iterable[Record]) -> tuple[float, float]:
+    """(a, b): drafting takes a + b * forwards seconds. Least squares over medians."""
+    took: dict[int, list[float]] = {}
+    for block in itertools.chain(*(run.blocks for run in runs)):
+        took.setdefault(block.draft_forwards, []).append(block.draft_s)
+    counts = sorted(took)
+    middles = [statistics.median(took[count]) for count in counts]
+    if len(counts) == 1:
+        return 0.0, middles[0] / max(counts[0], 1)
+    weights = np.sqrt([len(took[count]) for count in counts])
+    slope, base = np.polyfit(counts, middles, 1, w=weights)
+    return float(base), float(slope)
+
+
+def _name(drafter: Drafter) -> str:
+    return repr(drafter).replace("stop=FixedLength(), ", "")
