@@ -29,32 +29,34 @@ RULES = {
 }
 
 
-def replayed(pair, prompt, image, drafter) -> list[tuning.Block]:
+@pytest.fixture(scope="module")
+def places(pair) -> dict[str, list[tuning.Place]]:
     """From one run with a draft that never ends, so that every place has been examined."""
-    long = sn.speculative(pair, prompt, image, drafter=sn.Chain(64), max_new_tokens=50)
-    laws = tuning._along(pair, prompt, image, long)
-    places = tuning._kept(long, laws, sn.Sampling())
-    return list(tuning._replay(places, drafter.draft_length, drafter.stop))
+    found = {}
+    for prompt in PROMPTS:
+        long = sn.speculative(pair, prompt, drafter=sn.Chain(48), max_new_tokens=48)
+        laws = tuning._along(pair, prompt, None, long)
+        found[prompt] = tuning._kept(long, laws, sn.Sampling())
+    return found
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_replay_cuts_the_greedy_text_as_decoding_does(pair, rule):
+def test_a_replay_cuts_the_greedy_text_as_decoding_does(pair, places, rule):
     for prompt in PROMPTS:
-        for length in (1, 2, 3, 5, 8):
+        for length in (1, 3, 8):
             drafter = sn.Chain(length, stop=RULES[rule])
-            real = sn.speculative(pair, prompt, drafter=drafter, max_new_tokens=50)
-            found = replayed(pair, prompt, None, drafter)
+            real = sn.speculative(pair, prompt, drafter=drafter, max_new_tokens=48)
+            found = list(tuning._replay(places[prompt], length, drafter.stop))
             assert [b.tokens for b in found] == [b.n_emitted for b in real.blocks]
             if rule == "fixed":
                 assert [b.drafted for b in found] == [b.n_drafted for b in real.blocks]
 
 
-def test_a_replay_that_forgets_the_bonus_is_caught(pair, monkeypatch):
+def test_a_replay_that_forgets_the_bonus_is_caught(pair, places, monkeypatch):
     wrong = tuning.Block
     monkeypatch.setattr(tuning, "Block", lambda d, f, tokens: wrong(d, f, max(1, tokens - 1)))
-    drafter = sn.Chain(5)
-    real = sn.speculative(pair, PROMPTS[0], drafter=drafter, max_new_tokens=50)
-    found = replayed(pair, PROMPTS[0], None, drafter)
+    real = sn.speculative(pair, PROMPTS[0], drafter=sn.Chain(5), max_new_tokens=48)
+    found = list(tuning._replay(places[PROMPTS[0]], 5, sn.FixedLength()))
     assert [b.tokens for b in found] != [b.n_emitted for b in real.blocks]
 
 

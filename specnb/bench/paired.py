@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 import specnb as sn
 from specnb.drafters import Drafter
+from specnb.models import machine
 
 KEPT = Path("runs/bench")
 
@@ -51,6 +53,14 @@ def row_of(record: sn.Record) -> Row:
     )
 
 
+def fastest_pair(target: str, draft: str) -> tuple[sn.Pair, machine.Choice]:
+    """The pair as it is fastest on this machine, and this process set to it."""
+    choice = machine.choice(fresh=True)
+    torch.set_num_threads(choice.threads)
+    machine.set_dtype(choice.dtype)
+    return sn.load_pair(target, draft), choice
+
+
 class Kept:
     """Rows of runs in a file, so that a measurement that was stopped goes on.
 
@@ -63,7 +73,8 @@ class Kept:
         for model in (pair.target, pair.draft):
             for file in sorted(Path(model.path).glob("*.safetensors")):
                 digest.update(file.read_bytes())
-        for file in sorted(Path(sn.__file__).parent.glob("*.py")):
+        package = Path(sn.__file__).parent
+        for file in sorted([*package.glob("*.py"), *package.glob("models/*.py")]):
             digest.update(file.read_bytes())
         self.path = KEPT / f"{subject}-{digest.hexdigest()[:12]}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)

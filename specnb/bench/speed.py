@@ -637,9 +637,9 @@ def table(figures: dict) -> str:
         lines.append(f"{name}, by length: " + ", ".join(f"{k} {v:.2f}" for k, v in row.items()))
     for temperature, row in figures["tune"].items():
         lines.append(
-            f"sn.tune, T {temperature}: {row['chosen']}, predicted {row['predicted']:.2f}, measured "
-            f"{row['measured']:.2f} times plain; {row['behind']:.1%} behind the best of all "
-            f"candidates on other prompts, {row['best']}"
+            f"sn.tune, T {temperature}: {row['chosen']}, predicted {row['predicted']:.2f}, "
+            f"measured {row['measured']:.2f} times plain; {row['behind']:.1%} behind the best of "
+            f"all candidates on other prompts, {row['best']}"
         )
     lines.append(f"recording on / off: {figures['recording']['on / off']:.3f}")
     process = figures["process"]

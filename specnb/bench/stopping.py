@@ -7,7 +7,14 @@ other half.
 from __future__ import annotations
 
 import specnb as sn
-from specnb.bench.paired import Kept, best_of, geometric_ratio, pooled, side_by_side
+from specnb.bench.paired import (
+    Kept,
+    best_of,
+    fastest_pair,
+    geometric_ratio,
+    pooled,
+    side_by_side,
+)
 from specnb.scenes import TASKS, examples
 
 TEMPERATURES = (0.0, 0.7, 1.0, 1.3)
@@ -19,9 +26,9 @@ BARS = {"static 16": 1.10, "static 7": 1.05, "best static": 1.0}
 
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
-    """All figures, on `n` prompts per task and half (10)."""
-    pair = sn.load_pair(target, draft)
-    kept, n = Kept("stopping", pair), n or 10
+    """All figures, on `n` prompts per task and half (20)."""
+    pair, runs_as = fastest_pair(target, draft)
+    kept, n = Kept(f"stopping-{runs_as.dtype}-{runs_as.threads}", pair), n or 20
     items = {task: examples(task, 2 * n, 3) for task in TASKS}
     tuning = {task: group[:n] for task, group in items.items()}
     other = {task: group[n:] for task, group in items.items()}
@@ -52,7 +59,14 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
         for task, group in other.items():
             rows = side_by_side(kept, pair, group, methods, sampling, f"{task} {temperature}")
             cells.append({"task": task, "temperature": temperature, "rows": rows})
-    return {"n": n, "chosen": chosen, "cells": _figures(cells), "ratios": _ratios(cells)}
+    how = f"{runs_as.dtype}, {runs_as.threads} thread{'s' if runs_as.threads > 1 else ''}"
+    return {
+        "n": n,
+        "runs_as": how,
+        "chosen": chosen,
+        "cells": _figures(cells),
+        "ratios": _ratios(cells),
+    }
 
 
 def _figures(cells) -> list[dict]:
@@ -94,7 +108,7 @@ def _ratios(cells) -> dict:
 
 def table(figures: dict) -> str:
     """The figures as text."""
-    lines = [f"{figures['n']} prompts per task and half; chosen on the other half:"]
+    lines = [f"{figures['n']} prompts per task and half, target in {figures['runs_as']}; chosen:"]
     for temperature, row in figures["chosen"].items():
         lines.append(f"  T {temperature}: " + ", ".join(f"{k} {v}" for k, v in row.items()))
     lines.append("task          T    method            block efficiency  wasted/call  tokens/s")

@@ -34,9 +34,9 @@ STORIES = (
 
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
-    """All figures, on `n` prompts per task and half (10)."""
+    """All figures, on `n` prompts per task and half (20)."""
     pair = sn.load_pair(target, draft)
-    kept, n = Kept("trees", pair), n or 10
+    kept, n = Kept("trees", pair), n or 20
     items = {task: examples(task, 2 * n, 4) for task in TASKS}
     figures = {"n": n, "depth": _depth(kept, pair, items, n), "budget": {}}
     mixed = [item for group in items.values() for item in group]
