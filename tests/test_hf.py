@@ -65,7 +65,8 @@ def test_greedy_output_is_plain_decoding_and_generate(pairs, name):
     pair = pairs[name]
     image = picture_for(pair.target)
     plain = sn.autoregressive(pair.target, PROMPT, image, max_new_tokens=30)
-    assert plain.token_ids == generate(pair.target, PROMPT, image, 30)
+    peer = pairs[f"{name.split()[0]} by transformers"].target  # whose weights nobody has folded
+    assert plain.token_ids == generate(peer, PROMPT, image, 30)
     assert len(set(plain.token_ids)) > 3
     for length in (1, 3, 5, 7):
         drafter = sn.Chain(length)

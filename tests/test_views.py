@@ -191,6 +191,25 @@ def test_plots_of_rules_and_budgets():
     assert [list(trace.x) for trace in curves.data] == [[6, 10], [6, 10]]
 
 
+def test_bars_stand_side_by_side_with_their_intervals():
+    plots = sn.views.plots
+    rows = [
+        {"task": task, "method": name, "ratio": ratio, "low": ratio - 0.5, "high": ratio + 0.25}
+        for task, name, ratio in (("a", "x", 2.0), ("b", "x", 3.0), ("a", "y", 1.0))
+    ]
+    figure = plots.speedups(rows)
+    assert [(list(bar.x), list(bar.y)) for bar in figure.data] == [
+        (["a", "b"], [2.0, 3.0]),
+        (["a"], [1.0]),
+    ]
+    assert list(figure.data[0].error_y.array) == [0.25, 0.25]
+    assert list(figure.data[0].error_y.arrayminus) == [0.5, 0.5]
+    assert figure.layout.barmode == "group" and len(figure.layout.shapes) == 1
+    classes = [{"task": "a", "token_class": "seen", "acceptance_rate": 0.4}]
+    bare = plots.token_classes(classes)
+    assert list(bare.data[0].y) == [0.4] and bare.data[0].error_y.array is None
+
+
 def test_contrast_in_both_themes():
     for theme in ("light", "dark"):
         for look in LOOKS.values():

@@ -1,17 +1,15 @@
 """Is the output provably the target's? Exact laws, greedy equality, and a sampled law.
 
 Greedy rows are kept in `runs/bench/`, so that a run that was stopped goes on; they are tied to
-the weights that they were measured on.
+the weights and the code that they were measured on.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -19,11 +17,11 @@ from tqdm.auto import tqdm
 
 import specnb as sn
 from specnb import exact
+from specnb.bench.paired import KEPT, fingerprint
 from specnb.decode import next_block
 from specnb.models import TableModel
 from specnb.scenes import TASKS, examples
 
-KEPT = Path("runs/bench")
 N_PROMPTS, N_SAMPLED, N_CONTROL, N_BEAM = 200, 20_000, 2_000, 200_000
 MAX_NEW_TOKENS = 110
 
@@ -80,12 +78,13 @@ def beam(n: int, seed: int = 0) -> dict:
     }
 
 
-def greedy(pair: sn.Pair, n: int, name: str) -> dict:
+def greedy(pair: sn.Pair, n: int) -> dict:
     """Speculative, plain, and transformers' `generate`, token for token, on n prompts per task."""
-    kept = KEPT / f"exactness-{name}.jsonl"
+    kept = KEPT / f"exactness-{fingerprint(pair)}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {(row["task"], row["index"]) for row in rows}
+    peer = sn.load_model(pair.target.path, dtype="float32", runtime="transformers")
     with kept.open("a") as file:
         for task in TASKS:
             for index, item in enumerate(tqdm(examples(task, n, 0), desc=f"greedy {task}")):
@@ -96,13 +95,13 @@ def greedy(pair: sn.Pair, n: int, name: str) -> dict:
                 plain = sn.autoregressive(
                     pair.target, item.prompt, image, max_new_tokens=MAX_NEW_TOKENS
                 )
-                peer = generate(pair.target, item.prompt, image)
+                theirs = generate(peer, item.prompt, image)
                 rows.append(
                     {
                         "task": task,
                         "index": index,
                         "plain": run.token_ids == plain.token_ids,
-                        "generate": run.token_ids == peer,
+                        "generate": run.token_ids == theirs,
                         "tokens": len(run.token_ids),
                         "calls": len(run.blocks),
                     }
@@ -207,15 +206,9 @@ def planted_bug():
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures; `n` prompts per task instead of 200 (and n x 100 sampled runs)."""
-    pair = sn.load_pair(target, draft)
-    weights = b"".join(
-        Path(model.path, "model.safetensors").read_bytes()
-        for model in (pair.target, pair.draft)
-        if Path(model.path, "model.safetensors").is_file()
-    )
-    name = hashlib.sha256(weights + pair.target.path.encode()).hexdigest()[:12]
+    pair = sn.load_pair(target, draft, dtype="float32")
     figures = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
-    figures["greedy"] = greedy(pair, n or N_PROMPTS, name)
+    figures["greedy"] = greedy(pair, n or N_PROMPTS)
     figures["second_token"] = second_token(pair, n * 100 if n else N_SAMPLED)
     with planted_bug():
         figures["planted_bug"] = second_token(pair, min(N_CONTROL, n * 100) if n else N_CONTROL)

@@ -61,6 +61,18 @@ def fastest_pair(target: str, draft: str) -> tuple[sn.Pair, machine.Choice]:
     return sn.load_pair(target, draft), choice
 
 
+def fingerprint(pair: sn.Pair) -> str:
+    """Of the weights of a pair and of the code that runs them."""
+    digest = hashlib.sha256()
+    for model in (pair.target, pair.draft):
+        for file in sorted(Path(model.path).glob("*.safetensors")):
+            digest.update(file.read_bytes())
+    package = Path(sn.__file__).parent
+    for file in sorted([*package.glob("*.py"), *package.glob("models/*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 class Kept:
     """Rows of runs in a file, so that a measurement that was stopped goes on.
 
@@ -69,14 +81,7 @@ class Kept:
     """
 
     def __init__(self, subject: str, pair: sn.Pair):
-        digest = hashlib.sha256()
-        for model in (pair.target, pair.draft):
-            for file in sorted(Path(model.path).glob("*.safetensors")):
-                digest.update(file.read_bytes())
-        package = Path(sn.__file__).parent
-        for file in sorted([*package.glob("*.py"), *package.glob("models/*.py")]):
-            digest.update(file.read_bytes())
-        self.path = KEPT / f"{subject}-{digest.hexdigest()[:12]}.jsonl"
+        self.path = KEPT / f"{subject}-{fingerprint(pair)}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, Row] = {}
         if self.path.exists():

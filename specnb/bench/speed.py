@@ -208,8 +208,8 @@ def _int8(weight: torch.Tensor, packed: bool):
 
 
 def side_by_side(
-    methods: Mapping[str, Method], items: Sequence, temperature: float, label: str
-) -> dict[str, list[Run]]:
+    methods: Mapping[Any, Method], items: Sequence, temperature: float, label: str
+) -> dict[Any, list[Run]]:
     """Every method on every item, in turns; the order goes round."""
     names = list(methods)
     found: dict[str, list[Run]] = {name: [] for name in names}
