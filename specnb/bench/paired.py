@@ -19,6 +19,9 @@ from specnb.models import machine
 KEPT = Path("runs/bench")
 
 
+DEAR = 1 / 7  # of a target call: what a draft costs a 7B target whose drafter has 1B
+
+
 class Row(NamedTuple):
     """One run in figures."""
 
@@ -37,6 +40,11 @@ class Row(NamedTuple):
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens in the time of one target call, if a draft forward cost `DEAR` of it."""
+        return self.tokens / (self.calls + DEAR * self.forwards)
 
 
 def row_of(record: sn.Record) -> Row:
@@ -151,16 +159,14 @@ def geometric_ratio(
     """
     rng = np.random.default_rng(0)
     logs, spread = [], np.zeros(draws)
-    denominator = {"block_efficiency": "calls", "tokens_per_second": "seconds"}[figure]
-    top, bottom = Row._fields.index("tokens"), Row._fields.index(denominator)
     for a, b in pairs:
         a, b = np.asarray(a, float), np.asarray(b, float)
         chosen = rng.integers(0, len(a), (draws, len(a)))
 
         def log_ratio(index, a=a, b=b):
-            ra = a[index][..., top].sum(-1) / a[index][..., bottom].sum(-1)
-            rb = b[index][..., top].sum(-1) / b[index][..., bottom].sum(-1)
-            return np.log(ra / rb)
+            sums = (Row(*np.moveaxis(rows[index].sum(-2), -1, 0)) for rows in (a, b))
+            ours, theirs = (getattr(row, figure) for row in sums)
+            return np.log(ours / theirs)
 
         logs.append(float(log_ratio(np.arange(len(a)))))
         spread += log_ratio(chosen)
