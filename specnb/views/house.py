@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
-PATTERNS = ("", "/", "x")
+PATTERNS = ("", "/", "x", ".", "\\", "|", "+")
 
 
 def figure_of(title: str, x: str, y: str) -> go.Figure:

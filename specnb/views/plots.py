@@ -270,7 +270,7 @@ def speedups(table: Any) -> go.Figure:
     `table` is a DataFrame or a list of dicts with `task`, `method` and `ratio`, and where known
     the ends `low` and `high` of an interval.
     """
-    figure = figure_of("In real time", "", "times as fast as plain decoding")
+    figure = figure_of("Times as fast as the best plain decoding", "", "speed-up")
     figure.add_hline(y=1.0, line={"color": "#555555", "width": 1.5, "dash": "dot"})
     figure.update_yaxes(rangemode="tozero")
     return _bars(figure, table, "task", "method", "ratio")
