@@ -97,7 +97,7 @@ def test_random_rounds(seed, order):
         (Context, "commit", "if path and len(path) == len(token_ids):", "if path:"),
         (Context, "commit", "if path and len(path) == len(token_ids):", "if False:"),
         (Context, "commit", "self.fed += len(path)", "self.fed = self.length - 1"),
-        (Context, "forward", "self.length - 1 + d", "self.length + d"),
+        (Context, "forward", "last + depth", "last + 1 + depth"),
         (Context, "forward", "self.offset + self.fed + i", "self.offset + i"),
         (Context, "_visible", "mask[n_unfed:, :n_prefix] = True", "pass"),
         (Context, "_visible", "ancestor_mask(parents)[first:]", "True"),
