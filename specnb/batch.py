@@ -1,6 +1,7 @@
 """Runs notebooks by papermill, one after the other, and says what came out of each.
 
 `python -m specnb.batch run [--out DIR] [-p NAME VALUE]... [notebook ...]`
+`python -m specnb.batch html DIR` makes offline pages of a run; `run` does it by itself
 """
 
 import argparse
@@ -13,6 +14,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+
+from specnb import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 600  # per cell: a cell that never ends must not hold up the night
@@ -118,11 +121,20 @@ def _value(text: str) -> object:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when every notebook ran, 1 when one failed, 2 when nothing was started."""
     parser = argparse.ArgumentParser(prog="python -m specnb.batch")
-    command = parser.add_subparsers(required=True).add_parser("run", help="execute notebooks")
+    commands = parser.add_subparsers(required=True, dest="command")
+    pages_command = commands.add_parser("html", help="make offline pages of a run")
+    pages_command.add_argument("folder", metavar="DIR", help="results of a run")
+    command = commands.add_parser("run", help="execute notebooks")
     command.add_argument("--out", metavar="DIR", help="results (runs/<timestamp>)")
     command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     command.add_argument("notebook", nargs="*", help="(all in notebooks/)")
     given = parser.parse_args(argv)
+    if given.command == "html":
+        try:
+            print(*pages.write(given.folder), sep="\n")
+        except ValueError as error:
+            parser.error(str(error))
+        return 0
     notebooks = given.notebook or sorted((ROOT / "notebooks").glob("*.ipynb"))
     out_dir = Path(given.out or ROOT / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}")
     if not notebooks:
@@ -132,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     print(table(rows), f"\nresults: {out_dir}", sep="\n")
+    print(f"to read: {pages.write(out_dir)[-1]}")
     return int(any(row["status"] != "ok" for row in rows))
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
-NOT_ON_COLAB = {"jupyterlab", "papermill"}  # only `make lab` and specnb.batch need them
+# Only `make lab` and specnb.batch need them.
+NOT_ON_COLAB = {"jupyterlab", "papermill", "nbconvert", "nbformat", "latex2mathml"}
 
 
 class Unwell(Exception):

@@ -46,7 +46,7 @@ def conda(path: Path) -> dict[str, SpecifierSet]:
     assert all(isinstance(line, str) for line in wanted), "no pip section"
     ranges = {}
     for line in wanted:
-        name, spec = re.fullmatch(r"([a-z]+)(.*)", line).groups()
+        name, spec = re.fullmatch(r"([a-z0-9]+)(.*)", line).groups()
         spec = f"={spec}.*" if re.match(r"=[0-9]", spec) else spec
         ranges["torch" if name == "pytorch" else name] = SpecifierSet(spec)
     return ranges
@@ -177,7 +177,9 @@ FLOORS = {
     **dict.fromkeys(["drafters", "stopping", "verify", "models", "scenes"], 1),
     **dict.fromkeys(["decode", "exact", "training"], 2),
     **dict.fromkeys(["views"], 3),
-    **dict.fromkeys(["tuning", "live", "batch", "checks", "doctor", "bench", "notebook"], 4),
+    **dict.fromkeys(
+        ["tuning", "pages", "live", "batch", "checks", "doctor", "bench", "notebook"], 4
+    ),
 }
 
 
@@ -371,7 +373,8 @@ def test_batch_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.strip()]
     first_words = [line.split()[0] for line in lines]
-    assert first_words == ["notebook", "a_bad", "b_good", "c_mute", "results:"]
+    assert first_words == ["notebook", "a_bad", "b_good", "c_mute", "results:", "to"]
+    assert lines[5] == f"to read: {out / 'index.html'}" and (out / "index.html").is_file()
     assert "failed last line" in lines[1] and "length 7, ratio 0.6667" in lines[2]
     assert "wrote no c_mute.json" in lines[3] and str(out) in lines[4]
     assert len({len(line) for line in lines[:4]}) == 1  # aligned
