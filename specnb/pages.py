@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
@@ -58,13 +59,13 @@ def write(folder: str | Path) -> list[Path]:
 
 
 def page(path: Path) -> tuple[str, str]:
-    """One executed notebook as HTML, and its first picture as a piece of HTML."""
+    """One executed notebook as HTML, and a picture of it: its first drawing, or its last bitmap."""
     import nbformat
     from nbconvert import HTMLExporter
 
     book = nbformat.read(path, as_version=4)
     book.metadata.pop("widgets", None)
-    thumbnail, figures = "", False
+    pictures, figures = [""], False
     for cell in book.cells:
         if cell.cell_type == "markdown":
             cell.source = _with_formulas(cell.source)
@@ -75,11 +76,12 @@ def page(path: Path) -> tuple[str, str]:
                 output["data"] = {"text/html": _figure(data[PLOTLY])}
             elif WIDGET in data:
                 output["data"] = {"text/html": LIVE}
-            elif not thumbnail:
-                thumbnail = _picture(data)
+            else:
+                pictures += filter(None, [_picture(data)])
     exporter = HTMLExporter(template_name="lab")  # embed_images would close every <details> early
     body, _ = exporter.from_notebook_node(book, {"metadata": {"name": path.stem}})
-    return _offline(body, figures), thumbnail
+    drawings = [picture for picture in pictures if "image/svg" in picture]
+    return _offline(body, figures), (drawings or pictures[-1:])[0]
 
 
 def _figure(data: Mapping) -> str:
@@ -119,12 +121,15 @@ def _with_formulas(text: str) -> str:
 
 
 def _picture(data: Mapping) -> str:
-    """The first picture of an output: a vector drawing, a bitmap, or one inside its HTML."""
-    if "image/svg+xml" in data:
-        return "".join(data["image/svg+xml"])
+    """The picture of an output: a vector drawing, a bitmap, or one inside its HTML."""
+    text = "".join(data.get("image/svg+xml", "")) + "".join(data.get("text/html", ""))
+    if drawing := re.search(r"<svg .*</svg>", text, re.DOTALL):
+        coded = base64.b64encode(drawing[0].encode()).decode()
+        # As an image: inside the page its styles would be the page's.
+        return f'<img alt="" src="data:image/svg+xml;base64,{coded}">'
     if "image/png" in data:
         return f'<img alt="" src="data:image/png;base64,{"".join(data["image/png"])}">'
-    found = re.search(r'<img [^>]*src="data:image/[^>]*>', "".join(data.get("text/html", "")))
+    found = re.search(r'<img [^>]*src="data:image/[^>]*>', text)
     return found[0] if found else ""
 
 
