@@ -34,11 +34,12 @@ STORIES = (
 
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
-    """All figures, on `n` prompts per task and half (20)."""
+    """All figures, on `n` prompts per task and half (20), at equal depth on 3 n."""
     pair = sn.load_pair(target, draft)
     kept, n = Kept("trees", pair), n or 20
     items = {task: examples(task, 2 * n, 4) for task in TASKS}
-    figures = {"n": n, "depth": _depth(kept, pair, items, n), "budget": {}}
+    many = {task: examples(task, 3 * n, 4) for task in TASKS}  # differences are small there
+    figures = {"n": n, "depth": _depth(kept, pair, many, 3 * n), "budget": {}}
     mixed = [item for group in items.values() for item in group]
     halves = mixed[::2], mixed[1::2]
     figures["budget"]["embedded"] = _budget(kept, pair, *halves, None, "embedded")
@@ -160,7 +161,7 @@ def _budget(kept, pair, tuning, other, draft_sampling, label) -> dict:
 
 def table(figures: dict) -> str:
     """The figures as text."""
-    lines = [f"(a), (b): equal depth, T = 1, {figures['n']} prompts per task, block efficiency"]
+    lines = [f"(a), (b): equal depth, T = 1, {3 * figures['n']} prompts per task, block efficiency"]
     for row in figures["depth"]:
         words = f"  depth {row['depth']}  {row['method']:16} {row['block_efficiency']:5.2f}"
         words += f"  {row['nodes']:5.1f} nodes"
