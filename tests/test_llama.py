@@ -110,7 +110,7 @@ def test_every_layout_of_the_weights(layout, monkeypatch):
     monkeypatch.setattr(lean, "MOST_PACKED", {"as stored": 0}.get(layout, 2**30))
     module, _, llama = modules(_config())
     kernel = {"packed": "_packed_linear", "transposed": "_matmul", "as stored": "_linear"}[layout]
-    if kernel != "_packed_linear" or hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if kernel != "_packed_linear" or lean.packs(torch.float32):
         assert llama.head.func.__name__ == kernel
     for n in (1, 5, 40):
         ids = torch.arange(n)[None] % 50
@@ -118,6 +118,17 @@ def test_every_layout_of_the_weights(layout, monkeypatch):
             wanted = module(ids).logits[0]
         found = llama.forward(llama.embed(ids[0].tolist()), range(n), llama.empty_cache(n), 0)
         assert torch.allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_processor_without_bfloat16(monkeypatch):
+    """Its library refuses to pack such weights; they must stay as they are."""
+    monkeypatch.setattr(lean, "LEAST_PACKED", 0)
+    monkeypatch.setattr(lean, "packs", lambda dtype: dtype == torch.float32)
+    _, _, llama = modules(_config(), dtype=torch.bfloat16)
+    assert llama.head.func.__name__ == "_linear"
+    if torch.backends.mkldnn.is_available():
+        _, _, llama = modules(_config())
+        assert llama.head.func.__name__ == "_packed_linear"
 
 
 def test_bfloat16_is_as_near_as_bfloat16_can_be():

@@ -97,9 +97,11 @@ def calibrate(most_threads: int) -> Choice:
     """
     import torch
 
+    from specnb.models.llama import packs
+
     before = torch.get_num_threads()
     formats = ["float32"]
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if packs(torch.bfloat16):  # else it is emulated, and never faster
         formats.append("bfloat16")
     runs = {name: _random_model(getattr(torch, name)) for name in formats}
     keys = [(n, name) for n in sorted({1, min(2, most_threads)}) for name in formats]
