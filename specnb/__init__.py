@@ -43,6 +43,8 @@ _MODULES = (
     "checks",
     "decode",
     "exact",
+    "laws",
+    "live",
     "models",
     "notebook",
     "record",

@@ -1,5 +1,8 @@
 """The loop: draft, score, verify, commit, record. Plain decoding is the loop without a drafter."""
 
+from __future__ import annotations
+
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from specnb.drafters import Chain, Drafter, Drafting, NoDraft
 from specnb.models.base import Context, Model, Pair
 from specnb.record import BlockRow, Record, TokenRow
 from specnb.sampling import Draws, Sampling
-from specnb.tree import DraftTree
+from specnb.tree import DraftTree, empty_tree
 from specnb.verify import Outcome, verify
 
 N_TOP = 5  # candidates kept per law in a record
@@ -60,6 +63,118 @@ def next_block(
     return Block(tree, target_probs, outcome, tuple(emitted), draft_s, verified - drafted)
 
 
+class Decoding:
+    """A run under way; each `step` is one block. See `speculative` for the arguments.
+
+    `finish` says why the text has ended: "eos", "length" or "context"; None while it goes on.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        prompt: Any,
+        image: Any = None,
+        *,
+        drafter: Drafter | None = None,
+        sampling: Sampling | None = None,
+        draft_sampling: Sampling | None = None,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+    ):
+        sampling = sampling or Sampling()
+        drafter = drafter or Chain()
+        _check(pair.target, prompt, image, max_new_tokens)
+        began = time.perf_counter()
+        self.target = pair.target.open(prompt, image)
+        self.drafting = drafter.start(pair, prompt, image, draft_sampling or sampling)
+        self.prefill_s = time.perf_counter() - began
+        self.pair, self.prompt, self.image = pair, prompt, image
+        self.drafter, self.sampling = drafter, sampling
+        self.draft_sampling = draft_sampling or sampling
+        self.max_new_tokens = max_new_tokens
+        # The last token a context can say needs no position of its own: nothing is fed behind it.
+        self.budget = min(max_new_tokens, self.target.room + 1)
+        self.draws = Draws(seed)
+        self.blocks: tuple[Block, ...] = ()
+        self.n_emitted = 0
+        self.finish: str | None = None
+        self.settings = {
+            "drafter": repr(drafter),
+            "sampling": repr(sampling),
+            "draft_sampling": repr(self.draft_sampling),
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "target": pair.target.path,
+            "draft": pair.draft.path if pair.draft else None,
+        }
+
+    def step(self) -> Block:
+        """Drafts and verifies one block. ValueError where the text has ended."""
+        self._check_open()
+        deepest = self.budget - self.n_emitted - 1
+        return self._goes_on(
+            next_block(
+                self.target,
+                self.drafting,
+                self.sampling,
+                self.draws,
+                deepest,
+                self.pair.target.eos_ids,
+            )
+        )
+
+    def force(self, token_id: int) -> Block:
+        """One target call without a draft, after which the text goes on with `token_id`.
+
+        Its row in the record is "forced" and has the probability that the target gave it.
+        """
+        self._check_open()
+        if not 0 <= token_id < self.pair.target.vocab_size:
+            raise ValueError(
+                f"token_id={token_id}: give an id from 0 to {self.pair.target.vocab_size - 1}"
+            )
+        began = time.perf_counter()
+        target_probs = self.sampling.probs(self.target.forward().root[None])
+        self.target.commit([token_id])
+        verified = time.perf_counter()
+        self.drafting.commit([token_id], 0)
+        tree = empty_tree(0, "forced")
+        outcome = Outcome((), token_id, "forced", target_probs[0], ())
+        after_s = time.perf_counter() - verified
+        return self._goes_on(
+            Block(tree, target_probs, outcome, (token_id,), after_s, verified - began)
+        )
+
+    def _check_open(self) -> None:
+        if self.finish is not None:
+            raise ValueError(f"finish={self.finish!r}: the text has ended, nothing can follow")
+
+    def _goes_on(self, block: Block) -> Block:
+        self.blocks += (block,)
+        self.n_emitted += len(block.token_ids)
+        if block.token_ids[-1] in self.pair.target.eos_ids:
+            self.finish = "eos"
+        elif self.n_emitted >= self.budget:
+            self.finish = "length" if self.budget == self.max_new_tokens else "context"
+        return block
+
+    def fork(self) -> Decoding:
+        """A copy that goes on by itself, with the same random numbers to come."""
+        other = copy.copy(self)
+        other.target = self.target.copy()
+        # Models are shared: they are large, and nobody writes to them.
+        models = {id(model): model for model in (self.pair.target, self.pair.draft)}
+        other.drafting = copy.deepcopy(self.drafting, models)
+        other.draws = copy.deepcopy(self.draws)
+        return other
+
+    def record(self) -> Record:
+        """All that has happened so far."""
+        finish = self.finish or "open"
+        return _record(self.pair, self.blocks, finish, self.prefill_s, self.settings)
+
+
 def speculative(
     pair: Pair,
     prompt: Any,
@@ -77,37 +192,19 @@ def speculative(
     drafter may be given a `Sampling` of its own; verification always uses the law that a token
     was really drawn from, so the output's law is the target's either way.
     """
-    sampling = sampling or Sampling()
-    drafter = drafter or Chain()
-    _check(pair.target, prompt, image, max_new_tokens)
-    began = time.perf_counter()
-    target = pair.target.open(prompt, image)
-    drafting = drafter.start(pair, prompt, image, draft_sampling or sampling)
-    prefill_s = time.perf_counter() - began
-    # The last token a context can say needs no position of its own: nothing is fed behind it.
-    budget = min(max_new_tokens, target.room + 1)
-    draws, eos_ids = Draws(seed), pair.target.eos_ids
-    blocks: list[Block] = []
-    n_emitted, finish = 0, None
-    while finish is None:
-        block = next_block(target, drafting, sampling, draws, budget - n_emitted - 1, eos_ids)
-        blocks.append(block)
-        n_emitted += len(block.token_ids)
-        if block.token_ids[-1] in eos_ids:
-            finish = "eos"
-        elif n_emitted >= budget:
-            finish = "length" if budget == max_new_tokens else "context"
-    settings = {
-        "drafter": repr(drafter),
-        "sampling": repr(sampling),
-        "draft_sampling": repr(draft_sampling or sampling),
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "prompt": prompt if isinstance(prompt, str) else list(prompt),
-        "target": pair.target.path,
-        "draft": pair.draft.path if pair.draft else None,
-    }
-    return _record(pair, blocks, finish, prefill_s, settings)
+    decoding = Decoding(
+        pair,
+        prompt,
+        image,
+        drafter=drafter,
+        sampling=sampling,
+        draft_sampling=draft_sampling,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    while decoding.finish is None:
+        decoding.step()
+    return decoding.record()
 
 
 def autoregressive(

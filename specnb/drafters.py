@@ -92,6 +92,11 @@ class _Tree:
         """The children of a level, those of one node in draw order."""
         raise NotImplementedError
 
+    def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
+        """The law that `token` was drawn from: `probs` is the drafter's law at its parent,
+        `earlier` are the siblings drawn before it."""
+        return probs
+
     def start(self, pair: Pair, prompt, image, sampling) -> TreeDrafting:
         if pair.draft is None:
             raise ValueError(
@@ -243,6 +248,9 @@ class GumbelTopK(_Branching):
             for token, law in zip(tokens, laws, strict=True):
                 yield Drawn(row, token, law)
 
+    def child_law(self, probs, earlier, token):
+        return without_replacement_laws(probs, [*earlier, token])[-1]
+
 
 @dataclass(frozen=True)
 class StochasticBeam(_Tree):
@@ -278,6 +286,9 @@ class StochasticBeam(_Tree):
             for token, law in zip(tokens, laws, strict=True):
                 carried = float(log_probs[row, token]), float(perturbed[row, token])
                 yield Drawn(row, token, law, carried)
+
+    def child_law(self, probs, earlier, token):
+        return without_replacement_laws(probs, [*earlier, token])[-1]
 
 
 def conditioned(perturbed: Tensor, maximum: Tensor) -> Tensor:
@@ -342,6 +353,9 @@ class TopKTree(_Branching):
             for token, value in zip(ids[row].tolist(), values[row].tolist(), strict=True):
                 if value > -float("inf"):
                     yield Drawn(row, token, one_hot(token, level.probs[row]))
+
+    def child_law(self, probs, earlier, token):
+        return one_hot(token, probs)
 
 
 def one_hot(token: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every notebook needs around its lesson: set-up, parameters, prompts, a slider, a result."""
+"""What every notebook needs around its lesson: set-up, parameters, prompts, a picture, a result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import json
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -194,15 +193,14 @@ class TreeConfig(RunConfig):
         Sampling(self.draft_temperature)
         if self.width < 1:
             raise ValueError(f"width={self.width}: give a whole number >= 1")
-        if not all(part.strip().isdigit() and int(part) > 0 for part in self.branching.split(",")):
-            raise ValueError(
-                f"branching={self.branching!r}: give whole numbers >= 1 with commas, as in 3,2,1"
-            )
+        _ = self.shape  # refuses what is no list of numbers
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The children per level."""
-        return tuple(int(part) for part in self.branching.split(","))
+        from specnb.studio import shape_of
+
+        return shape_of(self.branching)
 
 
 def _coerced(name: str, value: Any, kind: str) -> Any:
@@ -348,77 +346,6 @@ def panel(item: Any, record: Any, title: str | None = None) -> Panel:
         '<div style="display:flex;gap:12px;flex-wrap:wrap">'
         f'{picture}<div style="flex:1 1 420px;min-width:0">{strip}</div></div></div>'
     )
-
-
-def slider(
-    function: Callable[[int], Any],
-    name: str = "draft_length",
-    value: int = 5,
-    min: int = 1,
-    max: int = 16,
-    description: str = "draft length",
-):
-    """One slider: every move calls `function(value)` and shows what comes back (see `sliders`)."""
-    return sliders(lambda **values: function(values[name]), {name: (value, min, max, description)})
-
-
-def sliders(function: Callable[..., Any], controls: Mapping[str, tuple[int, int, int, str]]):
-    """Sliders; every move calls `function` with all values by name and shows its HTML.
-
-    `controls` maps a name to (value, least, greatest, description). Nothing is cached: what is on
-    the screen was computed for it. One call per move. The first call may raise; an exception of a
-    later one is shown below the sliders, and the next move recovers from it.
-
-    The view is an HTML widget and no Output widget: nbclient answers an Output widget on the
-    socket on which it awaits the end of the cell, and now and then that wake-up is lost, so
-    that a run by papermill never ends.
-    """
-    import ipywidgets
-
-    widgets = {}
-    for name, (value, least, greatest, description) in controls.items():
-        if not least <= value <= greatest:
-            raise ValueError(f"{name}={value}: give a number from {least} to {greatest}")
-        widgets[name] = ipywidgets.IntSlider(
-            value=value,
-            min=least,
-            max=greatest,
-            description=description,
-            continuous_update=False,
-            style={"description_width": "initial"},
-            layout={"width": "420px"},
-        )
-    hint, view = ipywidgets.Label(), ipywidgets.HTML()
-
-    def words(values: Mapping[str, int]) -> str:
-        return ", ".join(f"{controls[name][3]} {value}" for name, value in values.items())
-
-    def compute(values: dict[str, int]) -> None:
-        hint.value = "working …"
-        start_s = time.perf_counter()
-        shown = function(**values)
-        if not hasattr(shown, "_repr_html_"):
-            raise TypeError(
-                f"{type(shown).__name__}: the function must give back something in HTML"
-            )
-        view.value = shown._repr_html_()
-        hint.value = f"{words(values)}, computed in {time.perf_counter() - start_s:.1f} s"
-
-    def moved(_) -> None:
-        values = {name: widget.value for name, widget in widgets.items()}
-        try:
-            compute(values)
-        except Exception as error:  # an exception in a callback would be invisible in the page
-            text = html.escape(f"{type(error).__name__}: {error}")
-            view.value = f'<pre role="alert" style="white-space:pre-wrap">{text}</pre>'
-            at = ", ".join(f"{name} = {value}" for name, value in values.items())
-            hint.value = f"stopped at {at}"
-
-    compute({name: widget.value for name, widget in widgets.items()})
-    for widget in widgets.values():
-        widget.observe(moved, names="value")
-    *others, last = widgets.values()
-    return ipywidgets.VBox([*others, ipywidgets.HBox([last, hint]), view])
 
 
 # ------------------------------------------------------------------------------------- results

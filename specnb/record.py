@@ -11,8 +11,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
 
-VERDICTS = ("accepted", "rejected", "unexamined", "correction", "bonus", "plain")
-EMITTED = ("accepted", "correction", "bonus", "plain")
+VERDICTS = ("accepted", "rejected", "unexamined", "correction", "bonus", "plain", "forced")
+EMITTED = ("accepted", "correction", "bonus", "plain", "forced")
 
 
 class TokenRow(NamedTuple):
@@ -43,7 +43,7 @@ class BlockRow(NamedTuple):
     n_emitted: int
     draft_s: float
     verify_s: float
-    stopped_by: str  # why drafting ended: length | budget | context | rule | eos
+    stopped_by: str  # why drafting ended: length | budget | context | rule | eos | forced
     threshold: float | None
     clipped: bool  # shortened by max_new_tokens or by a context's end
 
@@ -73,7 +73,7 @@ class Record:
     token_ids: tuple[int, ...]
     tokens: tuple[TokenRow, ...]
     blocks: tuple[BlockRow, ...]
-    finish: str  # eos | length | context
+    finish: str  # eos | length | context | open (a run under way)
     prefill_s: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     token_texts: Mapping[int, str] = field(default_factory=dict)  # of every id in a top-five list

@@ -56,7 +56,7 @@ class DraftTree:
     drawn: tuple[int, ...] | None = None
     rule: str = "recursive"  # how the verifier takes it apart: recursive | kseq
     forwards: int = 0
-    stopped_by: str = "length"  # length | budget | context | rule | eos
+    stopped_by: str = "length"  # length | budget | context | rule | eos | forced
     threshold: float | None = None
 
     def __len__(self) -> int:

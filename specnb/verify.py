@@ -31,7 +31,8 @@ class Outcome:
     """The accepted path and the target's own token after it (None behind an accepted EOS).
 
     `examined` lists (node, look) in order; `final` is "plain" where nothing was proposed at all,
-    "correction" after a rejection, "bonus" where the path ended without one.
+    "correction" after a rejection, "bonus" where the path ended without one; "forced" where the
+    token was not drawn but given.
     """
 
     path: tuple[int, ...]

@@ -1,9 +1,8 @@
-"""specnb.notebook: parameters, prompts, the slider, the result row."""
+"""specnb.notebook: parameters, prompts, the result row."""
 
 import json
 import os
 
-import ipywidgets
 import plotly.io
 import pytest
 import torch
@@ -182,70 +181,6 @@ def test_row_is_written_in_one_step(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert notebook.save_row(RunConfig(), "00_x", {}) is None
     assert "nothing is written" in capsys.readouterr().out
-
-
-# ---- slider
-
-
-class Html:
-    def __init__(self, text):
-        self.text = text
-
-    def _repr_html_(self):
-        return self.text
-
-
-def parts(box):
-    controls, view = box.children
-    slider, hint = controls.children
-    return slider, hint, view
-
-
-def test_every_move_computes_anew():
-    calls = []
-
-    def show(length):
-        calls.append(length)
-        return Html(f"<b>{length}</b>, call {len(calls)}")
-
-    slider, hint, view = parts(notebook.slider(show, value=5, min=1, max=16))
-    assert view.value == "<b>5</b>, call 1"
-    for value, shown in ((1, 1), (16, 16), (99, None), (5, 5), (1, 1), (-3, None)):
-        slider.value = value  # beyond an end it stays at the end, and nothing moves
-        assert shown is None or view.value.startswith(f"<b>{shown}</b>")
-    assert calls == [5, 1, 16, 5, 1] and "computed in" in hint.value
-    assert slider.continuous_update is False
-    assert all(type(w).__module__.startswith("ipywidgets") for w in (slider, hint, view))
-
-
-def test_an_error_is_shown_and_the_next_move_recovers():
-    def show(length):
-        if length == 2:
-            raise ValueError("no <b> here")
-        return Html("fine") if length != 3 else 3
-
-    slider, hint, view = parts(notebook.slider(show, name="draft_length", value=1, max=4))
-    slider.value = 2
-    assert "ValueError: no &lt;b&gt; here" in view.value and hint.value == (
-        "stopped at draft_length = 2"
-    )
-    slider.value = 4
-    assert view.value == "fine"
-    slider.value = 3
-    assert "TypeError: int" in view.value
-    with pytest.raises(ValueError, match="no <b> here"):  # the first call fails its cell
-        notebook.slider(show, value=2)
-    with pytest.raises(ValueError, match="length=9: give a number from 1 to 4"):
-        notebook.slider(show, name="length", value=9, max=4)
-
-
-def test_no_output_widget():
-    """nbclient answers one on the socket on which it waits for the cell; a wake-up may be lost."""
-    before = set(ipywidgets.Widget.get_manager_state()["state"])
-    box = notebook.slider(lambda length: Html("x"))
-    state = ipywidgets.Widget.get_manager_state()["state"]
-    names = {state[key]["model_name"] for key in set(state) - before}
-    assert "OutputModel" not in names and "IntSliderModel" in names and box.children
 
 
 # ---- set-up

@@ -16,6 +16,7 @@ from specnb.record import VERDICTS
 from specnb.views import plots
 from specnb.views.look import CARD, LOOKS, number, visible
 
+SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "br", "hr", "img"}
 EVIL = ["<script>alert(1)</script>", '"><u onclick=x>', "\u202edesrever", "\x00", "🚤", "", "&amp;"]
 
@@ -80,7 +81,7 @@ def test_every_verdict_has_its_sign_and_words(run):
     for verdict in seen:
         assert LOOKS[verdict].sign in html
         assert any(verdict in label for label in labels)
-    assert set(LOOKS) == set(VERDICTS) and len({look.sign for look in LOOKS.values()}) == 6
+    assert set(LOOKS) == set(VERDICTS) and len({look.sign for look in LOOKS.values()}) == 7
 
 
 def test_a_rejected_token_is_followed_by_its_correction(run):
@@ -247,7 +248,62 @@ def test_plots_show_the_records_numbers(run):
 def test_laws_show_the_residual():
     target = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     draft = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-    figure = plots.laws(target, draft, ["a", "b", "c"])
-    bars = {trace.name: [float(y) for y in trace.y] for trace in figure.data}
-    residual = next(values for name, values in bars.items() if "residual" in name)
-    assert sorted(residual) == pytest.approx([0, 0, 1])
+    picture = sn.views.laws(target, draft, ["a", "<b>", "c"], token=2)
+    titles = [node.text for node in ET.fromstring(picture.svg).iter(f"{SVG}title")]
+    assert titles[:3] == ["a: target 0.500", "a: draft 0.200", "a: residual 1.000"]
+    assert "<b>: residual 0.000" in titles and picture.svg.count("▶") == 1
+    only = sn.views.laws(target, None, ["a", "b", "c"], top=1, token=2, title="x").svg
+    assert "draft" not in only and "c: target 0.200" in only  # the token is always there
+    with pytest.raises(ValueError, match="rows of one length"):
+        sn.views.laws(target, draft[:2], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="token=3"):
+        sn.views.laws(target, draft, ["a", "b", "c"], token=3)
+
+
+def test_lanes_are_to_scale(run):
+    half = replace(
+        run, blocks=tuple(b._replace(draft_s=b.draft_s / 2, verify_s=0.0) for b in run.blocks)
+    )
+    root = ET.fromstring(sn.views.lanes({"<all>": run, "half": half}).svg)
+    groups = list(root.iter(f"{SVG}g"))
+    n = len(run.blocks)
+    assert len(groups) == 2 * n
+
+    def long(group) -> float:
+        return sum(float(bar.get("width")) for bar in group.iter(f"{SVG}rect"))
+
+    whole = sum(b.draft_s + b.verify_s for b in run.blocks)
+    assert sum(map(long, groups[:n])) == pytest.approx(760 - 32, abs=n * 0.02)
+    wanted = sum(b.draft_s for b in run.blocks) / 2 / whole * (760 - 32)
+    assert sum(map(long, groups[n:])) == pytest.approx(wanted, abs=n * 0.02)
+    assert "5 drafted in" in groups[0].find(f"{SVG}title").text
+    with pytest.raises(ValueError, match="at least one run"):
+        sn.views.lanes({})
+
+
+def test_aligned_strips_put_the_same_place_into_one_column(run, evil):
+    html = sn.views.aligned({"one": run, "<two>": evil}, title="<t>").html
+    reader = parsed(html)
+    assert not reader.seen & {"script", "u", "i", "two", "t"}
+    columns = html.split('class="snb-pairs">')[1:]
+    assert len(columns) == len(run.token_ids)
+    for column in columns:
+        assert column.count("snb-cell") == 2
+    assert html.count("snb-first") == 2 * len(run.blocks) + 1  # once in the style sheet
+    assert "The texts are the same, token for token" in html
+    shorter = replace(run, token_ids=run.token_ids[:3], tokens=run.tokens[:2])
+    assert "The texts part at token 4" in sn.views.aligned({"a": run, "b": shorter}).html
+    with pytest.raises(ValueError, match="at least two"):
+        sn.views.aligned({"one": run})
+
+
+def test_figures_are_the_records(run):
+    plain = replace(run, blocks=tuple(b._replace(draft_s=0.0, verify_s=0.002) for b in run.blocks))
+    html = sn.views.figures({"<chain>": run}, plain).html
+    assert "<chain>" not in html
+    m = run.metrics
+    ratio = m.tokens_per_second / plain.metrics.tokens_per_second
+    for said in (f"{m.block_efficiency:.2f}", f"{m.acceptance_rate:.0%}", f"{ratio:.2f}", "1.00"):
+        assert f"<td>{said}</td>" in html
+    vain = sum(row.verdict in ("rejected", "unexamined") for row in run.tokens)
+    assert f"<td>{vain}</td>" in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -146,7 +147,10 @@ def check_same_tokens(target: HFModel, draft: HFModel) -> None:
 
 
 def as_picture(image: Any):
-    """A PIL picture in RGB, upright, from a picture or a file; ValueError where it cannot be."""
+    """A PIL picture in RGB, upright, from a picture, a path or an open file.
+
+    ValueError where it cannot be.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     name = type(image).__name__
@@ -154,6 +158,7 @@ def as_picture(image: Any):
         name = str(image)
         if not Path(image).is_file():
             raise ValueError(f"image={name!r}: there is no such file; check the path")
+    if isinstance(image, (str, Path, io.IOBase)):
         try:
             image = Image.open(image)
         except UnidentifiedImageError:

@@ -1,17 +1,33 @@
-"""Pictures of a `Record`: `tokens` (HTML), `tree`, `trace`, `svg` (SVG), and plotly in `plots`.
+"""Pictures of a `Record`: `tokens`, `aligned`, `figures` (HTML), `tree`, `lanes`, `laws`, `trace`,
+`svg` (SVG), and plotly in `plots`.
 
-`views.tokens` and `views.svg` are the functions, not the modules of the same names. plotly is
-loaded with the first use of `views.plots`, so that the strip alone costs nothing.
+`views.tokens`, `views.lanes` and others are the functions, not the modules of the same names.
+plotly is loaded with the first use of `views.plots`, so that the strip alone costs nothing.
 """
 
 import importlib
 
+from specnb.views.compare import aligned, figures
+from specnb.views.lanes import lanes
+from specnb.views.laws import laws
 from specnb.views.svg import Picture, svg
 from specnb.views.tokens import TokenStrip, tokens
 from specnb.views.trace import trace
 from specnb.views.trees import tree
 
-__all__ = ["Picture", "TokenStrip", "plots", "svg", "tokens", "trace", "tree"]
+__all__ = [
+    "Picture",
+    "TokenStrip",
+    "aligned",
+    "figures",
+    "lanes",
+    "laws",
+    "plots",
+    "svg",
+    "tokens",
+    "trace",
+    "tree",
+]
 
 
 def __getattr__(name: str):

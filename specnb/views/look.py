@@ -32,6 +32,8 @@ LOOKS = {
         ("#666666", "#ffffff", "#999999"), ("#a8a8a8", "#1e1e1e", "#777777")),
     "plain": Look("○", f"{_OWN}, nothing was drafted", "solid",
         ("#222222", "#eeeeee", "#777777"), ("#eeeeee", "#333333", "#999999")),
+    "forced": Look("!", "put here by hand, whatever the target thought", "solid",
+        ("#6b1f4f", "#f9e6f0", "#b0508a"), ("#f5c6e0", "#43122f", "#cc79a7")),
 }  # fmt: skip
 CARD = {"light": ("#1b1b1b", "#ffffff", "#8a8a8a"), "dark": ("#eeeeee", "#1e1e1e", "#777777")}
 LONGEST = 28  # characters of a token in the strip; the panel shows all of it

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
-import torch
-from torch import Tensor
 
 from specnb import theory
 from specnb.record import Record
-from specnb.sampling import residual
 from specnb.views.house import bars_of, figure_of, line_of
-from specnb.views.look import cut
 
 Records = Record | Iterable[Record] | Mapping[str, Record | Iterable[Record]]
 
@@ -221,36 +216,6 @@ def speedup_curve(
     figure.add_hline(y=1.0, line={"color": "#555555", "width": 1.5, "dash": "dot"})
     figure.update_yaxes(rangemode="tozero")
     return figure
-
-
-def laws(
-    target_probs: Sequence[float] | Tensor,
-    draft_probs: Sequence[float] | Tensor,
-    names: Callable[[int], str] | Mapping[int, str] | Sequence[str],
-    top: int = 12,
-) -> go.Figure:
-    """Target, draft and residual probability at one position, for the `top` likeliest tokens.
-
-    The residual is what a correction is drawn from. `names` gives a token id its text.
-    """
-    target, draft = (torch.as_tensor(law).double().cpu() for law in (target_probs, draft_probs))
-    if target.ndim != 1 or target.shape != draft.shape:
-        raise ValueError(
-            f"laws of shape {[*target.shape]} and {[*draft.shape]}: give two equal rows"
-        )
-    name_of = names if callable(names) else names.__getitem__
-    best = torch.maximum(target, draft).topk(min(top, len(target))).indices
-    ids = sorted(best.tolist(), key=lambda token: (-float(target[token]), token))
-    figure = figure_of("Target, draft, and what is left for a correction", "token", "probability")
-    for index, (name, law) in enumerate(
-        {"target": target, "draft": draft, "residual": residual(target, draft)}.items()
-    ):
-        heights = [float(law[token]) for token in ids]
-        figure.add_bar(x=list(range(len(ids))), y=heights, **bars_of(index, name))
-    # Numbers with texts on them: two tokens may look the same, and a text may look like mark-up.
-    ticks = [html.escape(cut(name_of(token))) for token in ids]
-    figure.update_xaxes(tickvals=list(range(len(ids))), ticktext=ticks)
-    return figure.update_layout(barmode="group")
 
 
 def token_classes(table: Any) -> go.Figure:

@@ -10,6 +10,10 @@ from specnb.views.look import CARD, LOOKS, by_block, cut, number, summary, visib
 # Dark themes of JupyterLab, Colab and VS Code. Not the system's preference: an exported page is
 # light whatever the reader's system prefers.
 _DARK = ':is([data-jp-theme-light="false"],html[theme="dark"],.vscode-dark) '
+REST = (
+    '<div class="snb-rest">Point at a token, or step to it with the Tab key: what target and '
+    "draft thought of it is shown here.</div>"
+)
 _CSS = """
 .snb-tokens{position:relative;box-sizing:border-box;max-width:1100px;margin:4px 0;padding:12px;
  border:1px solid;border-radius:6px;font:15px/1.4 system-ui,"DejaVu Sans",sans-serif;
@@ -51,8 +55,9 @@ s.snb-text{text-decoration:line-through}
 """
 
 
-def _style() -> str:
-    rules = [_CSS]
+def style(more: str = "") -> str:
+    """The style sheet of strips, with rules of a view of its own."""
+    rules = [_CSS, more]
     for theme, scope in (("light", ""), ("dark", _DARK)):
         ink, ground, rim = CARD[theme]
         rules.append(f"{scope}.snb-tokens{{color:{ink};background:{ground};border-color:{rim}}}")
@@ -102,12 +107,11 @@ def tokens(
     strip = "".join(_block(record, *block, compare) for block in by_block(record))
     flow = "" if blocks else " snb-flow"
     return TokenStrip(
-        f'<div class="snb-tokens" role="group" aria-label="{name}">{_style()}'
+        f'<div class="snb-tokens" role="group" aria-label="{name}">{style()}'
         f'<div><span class="snb-title">{name}</span><span>{summary(record)}</span></div>'
         f'<div class="snb-legend">{legend}</div>'
         f'<div class="snb-strip{flow}">{strip}</div>'
-        '<div class="snb-rest">Point at a token, or step to it with the Tab key: what target and '
-        "draft thought of it is shown here.</div></div>"
+        f"{REST}</div>"
     )
 
 
@@ -116,14 +120,14 @@ def _block(record: Record, index: int, rows: list[TokenRow], compare: bool) -> s
     emitted = sum(row.verdict in EMITTED for row in rows)
     drafted = sum(row.node >= 0 for row in rows)
     label = f"block {index + 1}: {drafted} drafted, {kept} accepted, {emitted} emitted"
-    cells = "".join(_token(record, row) for row in rows)
+    cells = "".join(token_cell(record, row) for row in rows)
     if compare:
         cells = '<div class="snb-column" aria-hidden="true"><span>draft</span><span>target</span>'
         cells += "</div>"
         for depth in sorted({row.depth for row in rows}):
             here = [row for row in rows if row.depth == depth]
-            above = "".join(_token(record, row) for row in here if row.node >= 0)
-            below = "".join(_token(record, row) for row in here if row.node < 0)
+            above = "".join(token_cell(record, row) for row in here if row.node >= 0)
+            below = "".join(token_cell(record, row) for row in here if row.node < 0)
             below += "".join(
                 f'<span class="snb-t snb-accepted" aria-hidden="true">{_piece(row)}</span>'
                 for row in here
@@ -141,7 +145,8 @@ def _piece(row: TokenRow) -> str:
     return f'<{tag} class="snb-text">{html.escape(cut(row.text))}</{tag}>'
 
 
-def _token(record: Record, row: TokenRow) -> str:
+def token_cell(record: Record, row: TokenRow) -> str:
+    """One token with its verdict and its panel."""
     look = LOOKS[row.verdict]
     words = [f"“{visible(row.text)}” {row.verdict}", f"target {number(row.target_prob)}"]
     if row.draft_prob is not None:

@@ -1,0 +1,83 @@
+"""Where the time went, run by run on one axis: drafting and verifying, block by block."""
+
+import html
+from collections.abc import Mapping
+
+from specnb.record import Record
+from specnb.views.look import CARD
+from specnb.views.svg import Picture
+
+_WIDTH, _HIGH, _PITCH, _EDGE = 760, 26, 62, 16  # px
+_LIGHT, _RIM = "#f9d9c3", "#b84f00"  # drafting
+
+
+def lanes(records: Mapping[str, Record]) -> Picture:
+    """One lane per run; a block is a light piece (drafting) and a full one (the target's call).
+
+    Prefill is left out. All lanes share one axis, in milliseconds.
+    """
+    if not records:
+        raise ValueError("records={}: give at least one run by name")
+    spans = {
+        name: sum(block.draft_s + block.verify_s for block in record.blocks)
+        for name, record in records.items()
+    }
+    longest = max(spans.values()) or 1e-9
+    scale = (_WIDTH - 2 * _EDGE) / longest
+    ink, ground, rim = CARD["light"]
+    foot = 66 + _PITCH * len(records)
+    parts = [
+        f'<text x="{_EDGE}" y="28" font-family="sans-serif" font-size="15" fill="{ink}">'
+        "Where the time went, block by block</text>",
+        f'<rect x="{_EDGE}" y="39" width="22" height="11" fill="{_LIGHT}" stroke="{_RIM}"/>',
+        _words("drafting", _EDGE + 28, 49),
+        f'<rect x="{_EDGE + 100}" y="39" width="22" height="11" fill="#0072b2" stroke="#00456c"/>',
+        _words("target call (verifying)", _EDGE + 128, 49),
+    ]
+    for place, (name, record) in enumerate(records.items()):
+        y = 84 + place * _PITCH
+        ms, n = 1e3 * spans[name], len(record.token_ids)
+        each = f", {ms / n:.1f} ms per token" if n else ""
+        parts.append(
+            _words(f"{name}: {n} tokens in {ms:.0f} ms, {len(record.blocks)} calls{each}", _EDGE, y)
+        )
+        x = float(_EDGE)
+        for number, block in enumerate(record.blocks, 1):
+            said = (
+                f"block {number}: {block.n_drafted} drafted in {1e3 * block.draft_s:.1f} ms, "
+                f"verified in {1e3 * block.verify_s:.1f} ms, {block.n_emitted} tokens"
+            )
+            draft, verify = block.draft_s * scale, block.verify_s * scale
+            parts.append(
+                f"<g><title>{html.escape(said)}</title>"
+                f'<rect x="{x:.2f}" y="{y + 6}" width="{draft:.2f}" height="{_HIGH}" '
+                f'fill="{_LIGHT}" stroke="{_RIM}" stroke-width="0.7"/>'
+                f'<rect x="{x + draft:.2f}" y="{y + 6}" width="{verify:.2f}" height="{_HIGH}" '
+                f'fill="#0072b2"/><path d="M{x:.2f} {y + 4}v{_HIGH + 4}" stroke="{ink}"/></g>'
+            )
+            x += draft + verify
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x = _EDGE + share * (_WIDTH - 2 * _EDGE)
+        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
+        parts.append(
+            f'<path d="M{x:g} {foot}v5" stroke="{ink}"/>'
+            f'<text x="{x:g}" y="{foot + 19}" text-anchor="{anchor}" font-family="sans-serif" '
+            f'font-size="12" fill="{ink}">{share * longest * 1e3:.0f} ms</text>'
+        )
+    height = foot + 32
+    label = "; ".join(f"{name}: {1e3 * span:.0f} ms" for name, span in spans.items())
+    return Picture(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
+        f'viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="{html.escape(f"time without prefill: {label}")}">'
+        f'<rect x="0.5" y="0.5" width="{_WIDTH - 1}" height="{height - 1}" rx="6" '
+        f'fill="{ground}" stroke="{rim}"/>{"".join(parts)}'
+        f'<path d="M{_EDGE} {foot}H{_WIDTH - _EDGE}" stroke="{ink}"/></svg>'
+    )
+
+
+def _words(text: str, x: float, y: float) -> str:
+    return (
+        f'<text x="{x:g}" y="{y:g}" font-family="sans-serif" font-size="13" '
+        f'fill="{CARD["light"][0]}">{html.escape(text)}</text>'
+    )

@@ -1,0 +1,115 @@
+"""Target, draft and residual law at one place as bars: static SVG."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from specnb.sampling import residual
+from specnb.views.look import CARD, cut, number
+from specnb.views.svg import Picture, columns
+
+_BAR, _GAP, _LONG, _CHAR, _EDGE = 11, 12, 320, 8.4, 16  # px
+# Okabe and Ito's colours; full, light and empty with a broken rim tell them apart without colour.
+_FILLS = {
+    "target": ("#0072b2", "#0072b2", ""),
+    "draft": ("#b84f00", "#f9d9c3", ""),
+    "residual": ("#00684c", "#ffffff", ' stroke-dasharray="4 2"'),
+}
+
+
+def laws(
+    target_probs: Sequence[float] | Tensor,
+    draft_probs: Sequence[float] | Tensor | None,
+    names: Callable[[int], str] | Mapping[int, str] | Sequence[str],
+    top: int = 8,
+    *,
+    left: Sequence[float] | Tensor | None = None,
+    token: int | None = None,
+    title: str = "Target, draft, and what is left for a correction",
+) -> Picture:
+    """Three bars for each of the `top` likeliest tokens, `token` marked and always among them.
+
+    `left` is the residual, by default that of the two laws; without `draft_probs` only the target
+    is drawn. `names` gives a token id its text.
+    """
+    rows = {"target": torch.as_tensor(target_probs).double().cpu()}
+    if draft_probs is not None:
+        rows["draft"] = torch.as_tensor(draft_probs).double().cpu()
+        rest = residual(*rows.values()) if left is None else torch.as_tensor(left).double().cpu()
+        rows["residual"] = rest
+    shapes = [[*law.shape] for law in rows.values()]
+    if len(shapes[0]) != 1 or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"laws of shape {shapes}: give rows of one length")
+    if token is not None and not 0 <= token < shapes[0][0]:
+        raise ValueError(f"token={token}: give an id from 0 to {shapes[0][0] - 1}")
+    likeliest = torch.stack(list(rows.values())).amax(0)
+    ids = likeliest.topk(min(top, len(likeliest))).indices.tolist()
+    if token is not None and token not in ids:
+        ids[-1] = token
+    ids.sort(key=lambda i: (-float(rows["target"][i]), i))
+
+    name_of = names if callable(names) else names.__getitem__
+    texts = [cut(name_of(i)) for i in ids]
+    ink, ground, rim = CARD["light"]
+    left_px = _EDGE + max(columns(text) for text in texts) * _CHAR + 34
+    width = left_px + _LONG + 80
+    pitch = len(rows) * _BAR + _GAP
+    top_px = 74
+    height = top_px + pitch * len(ids) + 6
+    drawn = [
+        f'<text x="{_EDGE}" y="28" font-family="sans-serif" font-size="15" fill="{ink}">'
+        f"{html.escape(title)}</text>"
+    ]
+    x = float(_EDGE)
+    for name in rows:
+        drawn.append(_bar(name, x, 44, 22))
+        drawn.append(_words(name, x + 28, 53, "13"))
+        x += 46 + 8 * len(name)
+    for place, (i, text) in enumerate(zip(ids, texts, strict=True)):
+        y = top_px + place * pitch
+        chosen = i == token
+        if chosen:
+            drawn.append(
+                f'<rect x="6" y="{y - _GAP / 2:g}" width="{width - 12:g}" height="{pitch}" '
+                f'fill="#fff6d6" stroke="{ink}"/>'
+            )
+        middle = y + len(rows) * _BAR / 2 + 5
+        mark = "▶ " if chosen else ""
+        drawn.append(
+            f'<text x="{left_px - 10:g}" y="{middle:g}" text-anchor="end" font-size="14" '
+            f"font-family=\"'DejaVu Sans Mono',monospace\" "
+            f'xml:space="preserve" fill="{ink}">{mark}{html.escape(text)}</text>'
+        )
+        for line, (name, law) in enumerate(rows.items()):
+            value = float(law[i])
+            high = y + line * _BAR
+            drawn.append(f"<g><title>{html.escape(f'{text}: {name} {number(value)}')}</title>")
+            drawn.append(_bar(name, left_px, high, value * _LONG))
+            end = left_px + value * _LONG + 5
+            drawn.append(_words(number(value), end, high + 9, "11") + "</g>")
+    label = html.escape(title)
+    return Picture(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
+        f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">'
+        f'<rect x="0.5" y="0.5" width="{width - 1:g}" height="{height - 1:g}" rx="6" '
+        f'fill="{ground}" stroke="{rim}"/>{"".join(drawn)}</svg>'
+    )
+
+
+def _bar(name: str, x: float, y: float, width: float) -> str:
+    rim, fill, dash = _FILLS[name]
+    return (
+        f'<rect x="{x:g}" y="{y + 1:g}" width="{max(width, 0.5):g}" height="{_BAR - 2}" '
+        f'fill="{fill}" stroke="{rim}"{dash}/>'
+    )
+
+
+def _words(text: str, x: float, y: float, size: str) -> str:
+    return (
+        f'<text x="{x:g}" y="{y:g}" font-family="sans-serif" font-size="{size}" '
+        f'fill="{CARD["light"][0]}">{html.escape(text)}</text>'
+    )
