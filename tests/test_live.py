@@ -14,7 +14,7 @@ from PIL import Image
 
 import specnb as sn
 from specnb import live, studio
-from specnb.live import MODES, VIEWS, Workbench, sliders
+from specnb.live import MODES, VIEWS, Workbench, pictures, sliders
 from specnb.models.base import Context
 from specnb.studio import METHODS, OWN, Method, Question, Studio, Walk, shape_of
 
@@ -47,7 +47,7 @@ def test_every_move_of_a_slider_computes_anew():
         slider.value = value  # beyond an end it stays at the end, and nothing moves
         assert shown is None or f"<b>{shown}</b>" in box.view.value
     assert calls == [5, 1, 16, 5, 1]
-    assert "the length 1, computed in" in box.hint.value and box.values == {"length": 1}
+    assert "the length 1, computed in" in box.page.status.value and box.values == {"length": 1}
     assert slider.continuous_update is False
     assert box.view.value in box.static().html and "the length 1" in box.static().html
 
@@ -60,12 +60,12 @@ def test_an_error_of_a_slider_is_shown_and_the_next_move_recovers():
 
     box, slider = one(show, 1, greatest=4)
     slider.value = 2
-    assert 'role="alert"' in box.view.value and "no &lt;b&gt; here" in box.view.value
-    assert "stopped at the length 2" in box.hint.value
+    assert 'role="alert"' in box.page.alert.value and "no &lt;b&gt; here" in box.page.alert.value
+    assert "stopped" in box.page.status.value and "no &lt;b&gt; here" in box.static().html
     slider.value = 4
-    assert "fine" in box.view.value and "alert" not in box.view.value
+    assert "fine" in box.view.value and not box.page.alert.value
     slider.value = 3
-    assert "TypeError: int" in box.view.value
+    assert "TypeError: int" in box.page.alert.value
     with pytest.raises(ValueError, match="no <b> here"):  # the first call fails its cell
         one(show, 2)
     with pytest.raises(ValueError, match="length=9: give a number from 1 to 4"):
@@ -286,7 +286,7 @@ def states(panel) -> dict[str, dict]:
 
 
 def assert_followed(panel, **wanted) -> None:
-    assert panel.alert.value == ""
+    assert panel.page.alert.value == ""
     shown = states(panel)
     assert shown
     for name, state in shown.items():
@@ -346,13 +346,13 @@ def test_a_panel_that_shows_old_runs_is_caught(pair, items, forwards, monkeypatc
     monkeypatch.setattr(panel._studio, "run", lambda *_: kept)
     used = forwards["target"]
     panel.a.controls["draft_length"].value = 9
-    assert panel.alert.value == "" and forwards["target"] == used
+    assert panel.page.alert.value == "" and forwards["target"] == used
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("name", ["temperature", "top_p", "tokens", "seed"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "new_tokens", "seed"])
 def test_every_control_of_the_drawing_moves_every_view(panel, forwards, name):
-    control = getattr(panel, name)
+    control = panel.drawing[name]
     before = control.value
     for value in (control.min, control.max, type(before)((control.min + control.max) / 2)):
         if value == control.value:
@@ -360,34 +360,33 @@ def test_every_control_of_the_drawing_moves_every_view(panel, forwards, name):
         used = forwards["target"]
         control.value = value
         assert forwards["target"] > used
-        key = {"tokens": "new_tokens"}.get(name, name)
-        assert_followed(panel, **{key: pytest.approx(value, abs=0.011)})
+        assert_followed(panel, **{name: pytest.approx(value, abs=0.011)})
     control.value = before
 
 
 @pytest.mark.weights
 def test_pictures_tasks_and_prompts(pair, items, forwards):
     panel = bench(pair, items, views=("tokens",))
-    first = panel.thumbs.children
-    panel.thumbs.children[2].click()
+    first = panel.chooser.thumbs.children
+    panel.chooser.thumbs.children[2].click()
     assert_followed(panel, picture=3)
-    assert panel.prompt.value == items[2].prompt and panel.thumbs.children == first
+    assert panel.chooser.prompt.value == items[2].prompt and panel.chooser.thumbs.children == first
     assert [b.description for b in first] == ["1", "2", "▸3"]
-    panel.task.value = "science"
-    assert panel.prompt.value.startswith("Question:")
-    asked, used = panel.prompt.value, forwards["target"]
-    panel.task.value = live.OWN_WORDS
-    assert panel.prompt.value == asked
-    panel.prompt.value = "How many things are there?"
+    panel.chooser.task.value = "science"
+    assert panel.chooser.prompt.value.startswith("Question:")
+    asked, used = panel.chooser.prompt.value, forwards["target"]
+    panel.chooser.task.value = pictures.OWN_WORDS
+    assert panel.chooser.prompt.value == asked
+    panel.chooser.prompt.value = "How many things are there?"
     assert forwards["target"] > used
     assert_followed(panel)
     for _ in range(8):
-        panel.new_picture.click()
-    assert len(panel.thumbs.children) == live.MOST_PICTURES
-    assert_followed(panel, picture=live.MOST_PICTURES)
-    panel.prompt.value = "  "
-    assert "prompt=" in panel.alert.value and "it is empty" in panel.alert.value
-    panel.prompt.value = "Describe the picture."
+        panel.chooser.new.click()
+    assert len(panel.chooser.thumbs.children) == pictures.MOST
+    assert_followed(panel, picture=pictures.MOST)
+    panel.chooser.prompt.value = "  "
+    assert "prompt=" in panel.page.alert.value and "it is empty" in panel.page.alert.value
+    panel.chooser.prompt.value = "Describe the picture."
     assert_followed(panel)
 
 
@@ -407,14 +406,14 @@ def test_a_picture_of_ones_own(pair, items, old, monkeypatch):
     class Upload:
         value = uploaded(file.getvalue(), old)
 
-    monkeypatch.setattr(panel, "own_picture", Upload)
-    panel._on(panel._take_upload)(None)
+    monkeypatch.setattr(panel.chooser, "file", Upload)
+    panel.page.on(panel.chooser._take_file)(None)
     assert_followed(panel, picture=4)
     assert panel.question.image.size == (40, 30)
     Upload.value = uploaded(b"no picture", old)
-    panel._on(panel._take_upload)(None)
-    assert "no picture" in panel.alert.value and "PNG or JPEG" in panel.alert.value
-    panel.thumbs.children[0].click()
+    panel.page.on(panel.chooser._take_file)(None)
+    assert "no picture" in panel.page.alert.value and "PNG or JPEG" in panel.page.alert.value
+    panel.chooser.thumbs.children[0].click()
     assert_followed(panel, picture=1)
 
 
@@ -436,13 +435,13 @@ class Breaks:
 def test_a_drafter_of_ones_own(pair, items):
     panel = bench(pair, items)
     panel.a.method.value = OWN
-    assert "give package:Class" in panel.alert.value
+    assert "give package:Class" in panel.page.alert.value
     panel.a.controls["path"].value = f"{__name__}:Mine"
     assert_followed(panel, method=f"{__name__}:Mine")
     assert "computed anew" in panel.views["laws"].value
     panel.a.controls["path"].value = f"{__name__}:Breaks"
-    assert "ZeroDivisionError: my &lt;own&gt; bug" in panel.alert.value
-    assert "stopped" in panel.status.value
+    assert "ZeroDivisionError: my &lt;own&gt; bug" in panel.page.alert.value
+    assert "stopped" in panel.page.status.value
     panel.a.method.value = "chain"
     assert_followed(panel)
 
@@ -450,7 +449,7 @@ def test_a_drafter_of_ones_own(pair, items):
 @pytest.mark.weights
 def test_the_cursor_goes_through_every_token(pair, items):
     panel = bench(pair, items, views=("tree", "laws"))
-    panel.tokens.value = 8
+    panel.drawing["new_tokens"].value = 8
     rows = panel._rows_in_order()
     for place, row in enumerate(rows, 1):
         assert f"token {place} of {len(rows)}" in panel.views["laws"].value
@@ -460,12 +459,12 @@ def test_the_cursor_goes_through_every_token(pair, items):
         ).groups()
         assert recorded == f"{row.target_prob:.4f}"
         assert abs(float(recorded) - float(anew)) <= 1e-4
-        panel.moves["token after"].click()
-    assert f"token {len(rows)} of {len(rows)}" in panel.status.value  # the end holds
-    panel.moves["block before"].click()
+        panel.arrows["token", 1].click()
+    assert f"token {len(rows)} of {len(rows)}" in panel.page.status.value  # the end holds
+    panel.arrows["block", -1].click()
     assert panel._rows_in_order()[panel._cursor].block == rows[-1].block - 1
-    panel.moves["token before"].click()
-    panel.moves["block after"].click()
+    panel.arrows["token", -1].click()
+    panel.arrows["block", 1].click()
     assert panel._rows_in_order()[panel._cursor].block == rows[-1].block - 1
 
 
@@ -484,7 +483,7 @@ def test_views_can_be_switched(pair, items, forwards):
 @pytest.mark.weights
 def test_compare_shows_both_on_one_seed(pair, items):
     panel = bench(pair, items, against="RSD-S")
-    panel.temperature.value = 0.0
+    panel.drawing["temperature"].value = 0.0
     panel.mode.value = "compare"
     assert set(states(panel)) == {"aligned", "figures", "time"}
     assert_followed(panel, against=str(Method("RSD-S", draft_length=3)))
@@ -493,7 +492,7 @@ def test_compare_shows_both_on_one_seed(pair, items):
     assert text.count('class="snb-pairs"') == 1 + len(panel._studio.plain(panel.question).token_ids)
     panel.b.controls["width"].value = 5
     assert_followed(panel, against=str(Method("RSD-S", draft_length=3, width=5)))
-    panel.temperature.value = 1.0
+    panel.drawing["temperature"].value = 1.0
     assert "The texts part at token" in panel.views["aligned"].value
     panel.b.method.value = panel.a.method.value
     panel.b.controls["draft_length"].value = panel.a.controls["draft_length"].value
@@ -507,30 +506,33 @@ def test_step_by_step(pair, items):
     said = []
     for _ in range(4):
         said.append(re.sub("<[^>]*>", "", panel.views["step"].value))
-        panel.next.click()
+        panel.steps.next.click()
     assert "Draft: the drafter has guessed 3 tokens" in said[0] and "accepted" not in said[0]
     assert "Verify: one call" in said[1] and "random number" in said[1]
     assert "Accept:" in said[2] and "the text after 1 target calls" in said[3]
-    panel.back.click(), panel.back.click()
+    panel.steps.back.click(), panel.steps.back.click()
     assert "Accept:" in panel.views["step"].value
-    panel.own_token.value = " red car"
+    panel.steps.words.value = " red car"
     n = len(pair.target.tokenizer.encode(" red car", add_special_tokens=False))
-    panel.force.click()
-    forced = [r.verdict for r in panel._walk.text.record().tokens if r.verdict == "forced"]
-    assert len(forced) == n and panel.own_token.value == ""
-    panel.candidates.value = panel.candidates.options[3][1]
-    panel.force.click()
-    assert panel._walk.text.record().token_ids[-1] == panel._walk.text.blocks[-1].token_ids[0]
+    panel.steps.force.click()
+    forced = [r.verdict for r in panel.steps.walk.text.record().tokens if r.verdict == "forced"]
+    assert len(forced) == n and panel.steps.words.value == ""
+    panel.steps.likely.value = panel.steps.likely.options[3][1]
+    panel.steps.force.click()
+    assert (
+        panel.steps.walk.text.record().token_ids[-1]
+        == panel.steps.walk.text.blocks[-1].token_ids[0]
+    )
     for _ in range(4 * 70):
-        if panel.next.disabled:
+        if panel.steps.next.disabled:
             break
-        panel.next.click()
-    assert panel.force.disabled and "the text has ended" in panel.status.value
-    panel.back.click()
-    assert not panel.next.disabled
-    panel.seed.value = 5
-    assert panel._walk.shown == 0 and panel.back.disabled is False
-    assert panel.alert.value == ""
+        panel.steps.next.click()
+    assert panel.steps.force.disabled and "the text has ended" in panel.page.status.value
+    panel.steps.back.click()
+    assert not panel.steps.next.disabled
+    panel.drawing["seed"].value = 5
+    assert panel.steps.walk.shown == 0 and panel.steps.back.disabled is False
+    assert panel.page.alert.value == ""
 
 
 @pytest.mark.weights
@@ -544,17 +546,17 @@ def test_static_copies_show_the_same_state(pair, items):
     assert not re.search("<script|<input|<button", copy)
     panel.mode.value = "compare"
     assert panel.views["aligned"].value in panel.static().html
-    panel.prompt.value = ""
+    panel.chooser.prompt.value = ""
     assert "it is empty" in panel.static().html
 
 
 @pytest.mark.weights
 def test_models_can_be_changed(pair, items):
     panel = bench(pair, items, views=("tokens",))
-    panel.draft_path.value = "/nowhere/at/all"
+    panel.paths["draft"].value = "/nowhere/at/all"
     panel.load.click()
-    assert "there is no such folder" in panel.alert.value
-    panel.draft_path.value = pair.draft.path
+    assert "there is no such folder" in panel.page.alert.value
+    panel.paths["draft"].value = pair.draft.path
     panel.load.click()
     assert panel._studio.pair is not pair
     assert_followed(panel)

@@ -5,7 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
-SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees")
+SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live")
 
 
 def main() -> None:

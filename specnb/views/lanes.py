@@ -56,13 +56,14 @@ def lanes(records: Mapping[str, Record]) -> Picture:
                 f'fill="#0072b2"/><path d="M{x:.2f} {y + 4}v{_HIGH + 4}" stroke="{ink}"/></g>'
             )
             x += draft + verify
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = _EDGE + share * (_WIDTH - 2 * _EDGE)
-        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
+    step = _step(1e3 * longest)
+    for ms in range(0, int(1e3 * longest) + 1, step) if step else ():
+        x = _EDGE + ms / 1e3 * scale
+        anchor = "start" if ms == 0 else "end" if x > _WIDTH - 2 * _EDGE else "middle"
         parts.append(
             f'<path d="M{x:g} {foot}v5" stroke="{ink}"/>'
             f'<text x="{x:g}" y="{foot + 19}" text-anchor="{anchor}" font-family="sans-serif" '
-            f'font-size="12" fill="{ink}">{share * longest * 1e3:.0f} ms</text>'
+            f'font-size="12" fill="{ink}">{ms} ms</text>'
         )
     height = foot + 32
     label = "; ".join(f"{name}: {1e3 * span:.0f} ms" for name, span in spans.items())
@@ -74,6 +75,12 @@ def lanes(records: Mapping[str, Record]) -> Picture:
         f'fill="{ground}" stroke="{rim}"/>{"".join(parts)}'
         f'<path d="M{_EDGE} {foot}H{_WIDTH - _EDGE}" stroke="{ink}"/></svg>'
     )
+
+
+def _step(span_ms: float) -> int:
+    """The distance of the axis marks: 1, 2 or 5 times a power of ten, five to ten of them."""
+    steps = (factor * 10**power for power in range(7) for factor in (1, 2, 5))
+    return next((step for step in steps if span_ms / step <= 10), 0)
 
 
 def _words(text: str, x: float, y: float) -> str:

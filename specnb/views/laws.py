@@ -36,14 +36,13 @@ def laws(
     `left` is the residual, by default that of the two laws; without `draft_probs` only the target
     is drawn. `names` gives a token id its text.
     """
-    rows = {"target": torch.as_tensor(target_probs).double().cpu()}
-    if draft_probs is not None:
-        rows["draft"] = torch.as_tensor(draft_probs).double().cpu()
-        rest = residual(*rows.values()) if left is None else torch.as_tensor(left).double().cpu()
-        rows["residual"] = rest
+    given = {"target": target_probs, "draft": draft_probs, "residual": left}
+    rows = {k: torch.as_tensor(v).double().cpu() for k, v in given.items() if v is not None}
     shapes = [[*law.shape] for law in rows.values()]
     if len(shapes[0]) != 1 or any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"laws of shape {shapes}: give rows of one length")
+    if draft_probs is not None and left is None:
+        rows["residual"] = residual(rows["target"], rows["draft"])
     if token is not None and not 0 <= token < shapes[0][0]:
         raise ValueError(f"token={token}: give an id from 0 to {shapes[0][0] - 1}")
     likeliest = torch.stack(list(rows.values())).amax(0)

@@ -1,0 +1,160 @@
+"""How long a reader waits: key press to new token strip, in JupyterLab and a real browser.
+
+Every press moves the draft length by one, on a seed that nothing was decoded with before, and is
+timed in the page: from the key event to the first frame after the strip has changed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from specnb.bench import browser
+
+PRESSES = 40
+BARS = {"median_ms": 350, "p90_ms": 600, "others_ms": 1000}
+# Without an end token every answer has its 64 tokens; what stands behind the natural end is drafted
+# worse, so this is the slow case.
+CELLS = (
+    """import specnb as sn
+
+sn.setup()
+pair = sn.load_pair({target!r}, {draft!r})
+pair.target.eos_ids = frozenset()
+items = sn.scenes.examples("science", 4, 0)
+cfg = sn.RunConfig(temperature=1.0, draft_length=8)
+sn.live.workbench(pair, items, cfg).static()  # the first run of a process also sets up
+bench = sn.live.workbench(pair, items, cfg, views={views!r})
+bench""",
+)
+OTHERS = ("figures", "time", "tree", "laws")
+# When each view changed after the last key press; painted means in the next frame.
+WATCH = """() => {
+  const state = name => {
+    const view = document.querySelector(`.snb-workbench [data-view="${name}"]`);
+    return view && view.dataset.state;
+  };
+  window.__watch = {};
+  document.addEventListener('keydown', () => {
+    window.__watch = { start: performance.now(), before: {}, after: {} };
+    for (const name of %s) window.__watch.before[name] = state(name);
+  }, true);
+  new MutationObserver(() => {
+    const watch = window.__watch;
+    for (const name of Object.keys(watch.before || {})) {
+      const now = state(name);
+      if (!(name in watch.after) && now && now !== watch.before[name]) {
+        watch.after[name] = null;
+        requestAnimationFrame(() => { watch.after[name] = performance.now() - watch.start; });
+      }
+    }
+  }).observe(document.body, { childList: true, subtree: true });
+}"""
+DONE = """names => { const after = (window.__watch || {}).after || {};
+  return names.every(name => after[name] > 0); }"""
+
+
+def measure(target: str = "", draft: str = "", n: int = 0) -> dict[str, Any]:
+    """Milliseconds from key press to views; `n` = presses. RuntimeError without a browser."""
+    if lacks := browser.missing():
+        raise RuntimeError(lacks)
+    panels = {"as shipped": ("tokens", "figures"), "all views": ("tokens", *OTHERS)}
+    figures: dict[str, Any] = {"presses": n or PRESSES}
+    for name, views in panels.items():
+        figures[name] = _press(target, draft, views, n or PRESSES)
+    return figures | {"passed": passed(figures)}
+
+
+def _press(target: str, draft: str, views: tuple[str, ...], presses: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "latency.ipynb"
+        cells = [cell.format(target=target, draft=draft, views=views) for cell in CELLS]
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+        nbformat.write(book, path)
+        lab = browser.Lab([path])
+        try:
+            with browser.browser() as chrome:
+                return _in_page(browser.Sheet(chrome, lab, path.name), lab, views, presses)
+        finally:
+            lab.stop()
+
+
+def _in_page(sheet, lab, views: tuple[str, ...], presses: int) -> dict[str, Any]:
+    sheet.run_all()
+    page, kernel = sheet.page, lab.kernel(sheet.name)
+    page.wait_for_selector('.snb-workbench [data-view="tokens"]')
+    page.evaluate(WATCH % list(views))
+    handle = page.locator(".snb-workbench .snb-set-draft-length .noUi-handle").first
+    took: dict[str, list[float]] = {name: [] for name in views}
+    lengths, tokens, way = [], [], "ArrowRight"
+    for press in range(presses):
+        # A fresh seed, set without a run of its own: the press is the first to decode with it.
+        kernel.run(f"with bench.page.silent(): bench.drawing['seed'].value = {1000 + press}")
+        at = kernel.value("bench.a.controls['draft_length'].value")
+        way = {1: "ArrowRight", 16: "ArrowLeft"}.get(at, way)
+        handle.focus()
+        page.wait_for_timeout(50)
+        page.keyboard.press(way)
+        page.wait_for_function(DONE, arg=list(views))
+        after = page.evaluate("window.__watch.after")
+        for name in views:
+            took[name].append(after[name])
+        lengths.append(kernel.value("bench.a.controls['draft_length'].value"))
+        tokens.append(kernel.value("len(bench._record.token_ids)"))
+        assert lengths[-1] != at, "the press did not reach the kernel"
+    assert not sheet.foreign and not sheet.errors, (sheet.foreign, sheet.errors)
+    kernel.close()
+    sheet.close()
+    return {
+        "views": {name: _spread(values) for name, values in took.items()},
+        "draft_lengths": [min(lengths), max(lengths)],
+        "median_tokens": statistics.median(tokens),
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return {"median_ms": statistics.median(values), "p90_ms": cuts[8], "max_ms": max(values)}
+
+
+def passed(figures: Mapping[str, Any]) -> bool:
+    """Whether the bars hold: the strip of the panel as shipped, every other view at its p90."""
+    strip = figures["as shipped"]["views"]["tokens"]
+    others = [
+        spread["p90_ms"]
+        for panel in ("as shipped", "all views")
+        for name, spread in figures[panel]["views"].items()
+        if name != "tokens"
+    ]
+    return (
+        strip["median_ms"] <= BARS["median_ms"]
+        and strip["p90_ms"] <= BARS["p90_ms"]
+        and max(others) <= BARS["others_ms"]
+    )
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """A Markdown table: milliseconds from key press to painted view."""
+    lines = ["| panel | view | median ms | p90 ms | longest |", "|---|---|---|---|---|"]
+    for panel in ("as shipped", "all views"):
+        for name, spread in figures[panel]["views"].items():
+            cells = " | ".join(f"{spread[key]:.0f}" for key in ("median_ms", "p90_ms", "max_ms"))
+            lines.append(f"| {panel} | {name} | {cells} |")
+    ran = figures["as shipped"]
+    least, most = ran["draft_lengths"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{figures['presses']} presses each, draft lengths {least} to {most}, "
+            f"{ran['median_tokens']:.0f} new tokens (median); bars: strip {BARS['median_ms']} and "
+            f"{BARS['p90_ms']} ms, other views {BARS['others_ms']} ms: "
+            f"{'met' if passed(figures) else 'missed'}",
+        ]
+    )

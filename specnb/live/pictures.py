@@ -1,0 +1,163 @@
+"""Which picture, and what is asked about it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as w
+
+from specnb import scenes
+from specnb.live.page import LABELLED, NARROW, WRAPPED, Page, named
+from specnb.models.hf import as_picture
+
+MOST = 8  # pictures to choose from
+FRESH = 500_000_000  # scene seeds of no notebook and no training
+OWN_WORDS = "own words"
+STYLE = (
+    ".snb-sight{background-size:64px 64px!important;background-repeat:no-repeat!important;"
+    "background-position:center 2px!important;padding:66px 0 0!important;"
+    "line-height:20px!important}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """A picture to choose (None: text only), and its prompt for every task that has one."""
+
+    image: Any
+    prompts: Mapping[str, str]
+    large: Any = None  # the same, drawn larger for the reader
+
+
+def sight_of(item: Any) -> Sight:
+    """An item of a notebook, with its prompt and those of the other tasks on its scene."""
+    scene = getattr(item, "scene", None)
+    if scene is None:  # a prompt of the reader's own
+        return Sight(item.image, {item.task: item.prompt}, item.image)
+    prompts = {task: scenes.on_scene(task, scene).prompt for task in scenes.tasks_of(scene)}
+    return Sight(item.image, {**prompts, item.task: item.prompt}, scenes.render(scene, 384))
+
+
+class PictureChooser(w.VBox):
+    """Thumbnails, a new picture, a file; a task's prompt, or own words. `changed` hears of it."""
+
+    _count = itertools.count()
+
+    def __init__(self, items: Sequence[Any], page: Page, changed: Callable[[], None]):
+        self._sights = [sight_of(item) for item in items[:MOST]]
+        self._page, self._changed, self._chosen = page, changed, 0
+        self._number = next(self._count)
+        self._fresh = itertools.count(FRESH)
+        self.thumbs = w.HBox(layout=WRAPPED)
+        self._rules = w.HTML(layout={"display": "none"})
+        self.new = w.Button(description="new picture", icon="refresh")
+        self.file = w.FileUpload(accept="image/*", description="own picture")
+        self.task = w.Dropdown(description="task", style=LABELLED, layout=NARROW)
+        self.prompt = w.Textarea(
+            description="prompt",
+            rows=2,
+            continuous_update=False,
+            style=LABELLED,
+            layout={"width": "670px", "max_width": "98%"},
+        )
+        self.picture = w.HTML()
+        named(new_picture=self.new, own_picture=self.file, task=self.task, prompt=self.prompt)
+        self._draw()
+        self._offer()
+        self.new.on_click(page.on(self._take_new))
+        self.file.observe(page.on(self._take_file), names="value")
+        self.task.observe(page.on(self._take_task), names="value")
+        self.prompt.observe(page.on(changed), names="value")
+        row = w.HBox([self.thumbs, w.VBox([self.new, self.file])], layout=WRAPPED)
+        super().__init__([self._rules, row, self.task, self.prompt])
+
+    @property
+    def number(self) -> int:
+        """Which picture is chosen, from 1."""
+        return self._chosen + 1
+
+    @property
+    def image(self) -> Any:
+        """The chosen picture as the models see it."""
+        return self._sights[self._chosen].image
+
+    def _draw(self) -> None:
+        """One button per picture; those there stay, or the keyboard would lose its place."""
+        rules, buttons = [STYLE], list(self.thumbs.children)
+        for index, sight in enumerate(self._sights):
+            name = f"snb-sight-{self._number}-{index}"
+            if index == len(buttons):
+                buttons.append(w.Button(layout={"width": "68px", "height": "88px"}))
+                buttons[index].add_class(name)
+                buttons[index].add_class("snb-sight")
+                buttons[index].on_click(self._page.on(lambda index=index: self._take(index)))
+            chosen = index == self._chosen
+            buttons[index].description = f"▸{index + 1}" if chosen else f"{index + 1}"
+            buttons[index].tooltip = f"picture {index + 1}{', chosen' if chosen else ''}"
+            if sight.large is not None:
+                rules.append(f".{name}{{background-image:url({_png(sight.large, 128)})!important}}")
+        self._rules.value = f"<style>{''.join(rules)}</style>"
+        self.thumbs.children = buttons
+        large = self._sights[self._chosen].large
+        self.picture.value = (
+            ""
+            if large is None
+            else (
+                '<img alt="the picture that the prompt is about" width="176" '
+                'style="border:1px solid #8a8a8a;border-radius:6px;margin:2px 12px 2px 2px" '
+                f'src="{_png(large, 384)}">'
+            )
+        )
+
+    def _offer(self) -> None:
+        """The tasks of the chosen picture, the one that was on if it has it, and its prompt."""
+        with self._page.silent():
+            prompts, wanted = self._sights[self._chosen].prompts, self.task.value
+            self.task.options = [*prompts, OWN_WORDS]
+            self.task.value = wanted if wanted in prompts else next(iter(prompts))
+            self.prompt.value = prompts[self.task.value]
+
+    def _take(self, index: int) -> None:
+        self._chosen = index
+        self._draw()
+        self._offer()
+        self._changed()
+
+    def _take_task(self) -> None:
+        prompt = self._sights[self._chosen].prompts.get(self.task.value)
+        if prompt is not None:
+            with self._page.silent():
+                self.prompt.value = prompt
+            self._changed()
+
+    def _add(self, sight: Sight) -> None:
+        if len(self._sights) >= MOST:
+            self._sights.pop()
+        self._sights.append(sight)
+        self._take(len(self._sights) - 1)
+
+    def _take_new(self) -> None:
+        # A conversation needs most to ask about: all tasks can use its scene.
+        self._add(sight_of(scenes.example("conversation", next(self._fresh))))
+
+    def _take_file(self) -> None:
+        given = self.file.value
+        if not given:
+            return
+        # ipywidgets 8 gives a tuple of files, 7 (Colab) a mapping by name.
+        file = next(iter(given.values())) if isinstance(given, Mapping) else given[0]
+        image = as_picture(io.BytesIO(bytes(file["content"])))
+        self._add(Sight(image, {"caption": "Describe the picture."}, image))
+
+
+def _png(image: Any, size: int) -> str:
+    small = image.copy()
+    small.thumbnail((size, size))
+    file = io.BytesIO()
+    small.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -1,0 +1,147 @@
+"""A run in slow motion: buttons back and next, a token by hand, and what each phase shows."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+
+import ipywidgets as w
+
+from specnb import views
+from specnb.live.page import NARROW, PLAIN, WRAPPED, Page, named
+from specnb.models.base import Model
+from specnb.record import TokenRow
+from specnb.studio import Walk
+from specnb.views.look import visible
+
+LIKELY = 10  # tokens offered to go on with
+SAID = {
+    "draft": "Draft: the drafter has guessed {n} tokens; the target has not looked yet.",
+    "verify": "Verify: one call of the target scored all {n} at once. Each is held against a "
+    "random number, in the order in which it was drawn.",
+    "accept": "Accept: {kept} of {n} are kept; {final}.",
+}
+FINALS = {
+    "correction": "a rejection is followed by a correction from the residual",
+    "bonus": "all on the path held, so the target adds a bonus token of its own",
+    "plain": "nothing was drafted, so the target draws its own token",
+}
+
+
+class StepControls(w.VBox):
+    """The buttons; `changed` hears of every move. `walk` is set by whoever owns them."""
+
+    def __init__(self, page: Page, changed: Callable[[], None]):
+        self.walk: Walk | None = None
+        self._model: Model | None = None
+        self._page, self._changed = page, changed
+        auto = {"layout": {"width": "auto"}}
+        self.back = w.Button(description="◀ back", **auto)
+        self.next = w.Button(description="next ▶", **auto)
+        self.force = w.Button(description="force it", **auto)
+        look = {"style": PLAIN, "layout": NARROW}
+        self.likely = w.Dropdown(description="or go on with", **look)
+        self.words = w.Text(description="or in own words", continuous_update=False, **look)
+        named(
+            back=self.back, next=self.next, force=self.force, likely=self.likely, words=self.words
+        )
+        self.back.on_click(page.on(lambda: self._move(self.walk.back)))
+        self.next.on_click(page.on(lambda: self._move(self.walk.next)))
+        self.force.on_click(page.on(lambda: self._move(self._force)))
+        by_hand = w.HBox([self.likely, self.words, self.force], layout=WRAPPED)
+        super().__init__([w.HBox([self.back, self.next]), by_hand])
+
+    def begin(self, walk: Walk, model: Model) -> None:
+        """A new walk, its first block drafted."""
+        walk.next()
+        self.walk, self._model = walk, model
+
+    def _move(self, action: Callable[[], None]) -> None:
+        action()
+        self._page.clear()
+        self._changed()
+
+    def _force(self) -> None:
+        ids = [self.likely.value]
+        if self.words.value:
+            ids = self._model.tokenizer.encode(self.words.value, add_special_tokens=False)
+        for token_id in ids:
+            self.walk.force(token_id)
+        self.words.value = ""
+
+    def shown(self) -> str:
+        """The text so far and the open block in its phase, as HTML; fits the buttons to it."""
+        walk, parts = self.walk, []
+        if walk.text.blocks:
+            title = f"the text after {walk.shown} target calls"
+            parts.append(views.tokens(walk.text.record(), title=title)._repr_html_())
+        if walk.block is not None:
+            record = walk.block.record()
+            rows = [row for row in record.tokens if row.block == walk.shown]
+            parts.append(_words(walk.phase, rows))
+            drafted = max((row.depth for row in rows if row.node >= 0), default=0)
+            levels = drafted if walk.phase in ("draft", "verify") else None
+            parts.append(views.tree(record, walk.shown, levels)._repr_html_())
+            if walk.phase != "draft":
+                parts.append(_looks(rows))
+        elif not walk.text.blocks:
+            parts.append('<p style="line-height:1.4">Nothing is said yet. Press “next”.</p>')
+        with self._page.silent():
+            self.likely.options = [("–", None)] if walk.ended else self._offers()
+            self.likely.value = self.likely.options[0][1]
+        self.next.disabled = self.force.disabled = walk.ended
+        self.back.disabled = walk.shown == 0 and walk.phase == "commit"
+        return "".join(parts)
+
+    @property
+    def place(self) -> str:
+        """Where the walk stands, in words."""
+        walk = self.walk
+        end = f", the text has ended ({walk.text.finish})" if walk.ended else ""
+        return f"block {walk.shown + (walk.block is not None)}, {walk.phase}{end}"
+
+    def _offers(self) -> list[tuple[str, int]]:
+        """The target's likeliest tokens behind the text that is shown."""
+        law = self.walk.next_token_law()
+        best = law.topk(min(LIKELY, len(law)))
+        return [
+            (f"{visible(self._model.piece(i))}  ({p:.3f})", i)
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def _words(phase: str, rows: Sequence[TokenRow]) -> str:
+    kept = sum(row.verdict == "accepted" for row in rows)
+    final = next((FINALS[row.verdict] for row in rows if row.verdict in FINALS), "the text ends")
+    n = sum(row.node >= 0 for row in rows)
+    said = SAID[phase].format(n=n, kept=kept, final=final)
+    return f'<p style="line-height:1.4;font-size:15px">{html.escape(said)}</p>'
+
+
+def _looks(rows: Sequence[TokenRow]) -> str:
+    """Every look of a block as a line: the two probabilities, their ratio, what decided."""
+    names = ("token", "target", "draft", "accept probability", "random number", "verdict")
+    lines = [
+        (
+            visible(row.text),
+            f"{row.target_prob:.3f}",
+            f"{row.draft_prob:.3f}",
+            f"{row.accept_prob:.3f}",
+            f"{row.uniform:.3f}",
+            row.verdict,
+        )
+        for row in rows
+        if row.accept_prob is not None
+    ]
+    if not lines:
+        return ""
+    pad = 'style="text-align:right;padding:2px 12px"'
+    head = "".join(f'<th scope="col" {pad}>{name}</th>' for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td {pad}>{html.escape(cell)}</td>" for cell in line) + "</tr>"
+        for line in lines
+    )
+    return (
+        f'<table style="border-collapse:collapse;line-height:1.4;font-size:14px"><thead><tr>{head}'
+        f"</tr></thead><tbody>{body}</tbody></table>"
+    )
