@@ -6,16 +6,17 @@ PYTHON ?= python3
 TORCH_FLAGS ?=
 PY := .venv/bin/python
 STAMP := .venv/.installed
+COLAB := .venv-colab/bin/python
 
 # Spinning OpenMP threads stall each other on a shared machine; forked tokenizers only warn.
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test lab bench doctor clean
+.PHONY: help .venv run test test-colab lab bench doctor address clean
 
 help:  ## this list
-	@sed -n 's/^\([.a-z]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([-.a-z]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 .venv: $(STAMP)  ## the environment, from requirements.lock
 	@:
@@ -35,6 +36,16 @@ run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/
 test: $(STAMP)  ## the tests
 	$(PY) -m pytest
 
+# The packages that Colab has, older than those of the lock: there, nothing is installed.
+.venv-colab/.installed: requirements-colab.txt
+	$(PYTHON) -m venv .venv-colab
+	$(COLAB) -m pip install --quiet $(TORCH_FLAGS) $$(grep '^torch==' requirements.lock)
+	$(COLAB) -m pip install --quiet -r requirements-colab.txt
+	@touch $@
+
+test-colab: .venv-colab/.installed  ## every notebook with the older packages of Colab
+	$(COLAB) -m specnb.batch run --out runs/colab
+
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.
 
@@ -44,6 +55,9 @@ bench: $(STAMP)  ## real time, against plain decoding and transformers (20 minut
 doctor: $(STAMP)  ## versions, data and one short speculative run
 	$(PY) -m specnb.doctor
 
+address: $(STAMP)  ## writes the repository's address of pyproject.toml into the notebooks
+	$(PY) -m specnb.notebook
+
 clean:  ## remove environment and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-colab .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find specnb tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

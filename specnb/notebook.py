@@ -381,3 +381,30 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot stand in a JSON row: {value!r}")
+
+
+# ------------------------------------------------------------------------------------ address
+
+
+def write_address(folder: Path = ROOT) -> int:
+    """Writes address and version of pyproject.toml into the notebooks' first cells; how many.
+
+    On Colab a notebook comes alone, so each has to know where the rest of the project is.
+    """
+    import re
+    import tomllib
+
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    line = f'REPO, TAG = \\"{project["urls"]["Repository"]}\\", \\"v{project["version"]}\\"'
+    paths = sorted((folder / "notebooks").glob("*.ipynb"))
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        text, n = re.subn(r'REPO, TAG = \\"[^"]*\\", \\"[^"]*\\"', lambda _: line, text)
+        if n != 1:
+            raise ValueError(f"{path.name}: {n} lines with REPO, TAG = ...; there must be one")
+        path.write_text(text, encoding="utf-8")
+    return len(paths)
+
+
+if __name__ == "__main__":
+    print(f"address and version written into {write_address()} notebooks")

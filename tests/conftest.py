@@ -1,6 +1,7 @@
 """Settings of every test: few threads on shared machines, and hypothesis without surprises."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads stall others
 
@@ -25,3 +26,35 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """Every notebook, run once with its defaults: the folder and a row for each."""
+    import json
+
+    from specnb import batch
+
+    pair = json.loads(os.environ.get("SPECNB_TEST_PAIR", "{}"))
+    paths = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+    folder = tmp_path_factory.mktemp("executed")
+    return folder, batch.run(paths, folder, pair)
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    """A browser; without one a skip that says so, where the whole check runs a failure."""
+    from specnb.bench import browser
+
+    if lacks := browser.missing():
+        (pytest.fail if os.environ.get("SPECNB_NEEDS_BROWSER") else pytest.skip)(lacks)
+    with browser.browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def shots() -> Path:
+    """Where pictures of what a browser showed are left, to be looked at."""
+    folder = Path(__file__).resolve().parents[1] / "runs" / "browser"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

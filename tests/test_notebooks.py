@@ -109,7 +109,9 @@ def test_cells_stand_in_order(path):
     for index, tag in enumerate(tags):
         if tag == ["live"]:
             assert book[index - 1].cell_type == "markdown" and "?" in book[index - 1].source
-            assert any(cell.cell_type == "code" for cell in book[index + 1 : index + 3])
+            name = book[index].source.splitlines()[-1]  # what the cell shows
+            copy = next(i for i in range(index + 1, len(book)) if book[i].cell_type == "code")
+            assert tags[copy] == ["static"] and book[copy].source == f"{name}.static()"
         if tag == ["exercise"]:
             assert tags[index + 1] == ["check"]
             assert "<summary>Hint" in book[index + 2].source
@@ -293,10 +295,12 @@ def run(tmp_path: Path, paths, **parameters) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.weights
 @every
-def test_runs_with_defaults(path, tmp_path):
-    (row,) = run(tmp_path, [path])
+def test_runs_with_defaults(path, executed):
+    folder, rows = executed
+    row = rows[PATHS.index(path)]
+    assert row["status"] == "ok", row["error"]
     assert row["headline"]
-    written = json.loads((tmp_path / f"{path.stem}.json").read_text(encoding="utf-8"))
+    written = json.loads((folder / f"{path.stem}.json").read_text(encoding="utf-8"))
     assert written["notebook"] == path.stem
     assert set(written["config"]) == {field.name for field in fields(config_of(path))}
     assert row["seconds"] < 180  # a minute on a quiet machine
@@ -398,3 +402,84 @@ def test_interface_of_the_real_thing(tmp_path):
     assert [row["status"] for row in rows] == ["ok"] * len(PATHS), [row["error"] for row in rows]
     executed = (tmp_path / "out" / "02_language_only_drafting.ipynb").read_text(encoding="utf-8")
     assert "576 image tokens stay in the drafter's prompt" in executed
+
+
+# ---- teaching
+
+
+TEACHING = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
+
+
+def flat(text: str) -> str:
+    return " ".join(re.sub(r"[*>]", " ", text).split())
+
+
+def lesson(stem: str) -> str:
+    """What TEACHING.md says of a notebook."""
+    parts = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", TEACHING, re.M | re.S))
+    return parts[stem]
+
+
+@every
+def test_teaching_knows_every_notebook(path):
+    said = lesson(path.stem)
+    minutes = re.search(r"About (\d+) minutes", read(path).cells[0].source)[1]
+    assert said.strip().startswith(f"{minutes} minutes.")
+    row = re.search(rf"`{path.stem}` \|.*\| (\d+) \|", (ROOT / "README.md").read_text("utf-8"))
+    assert row[1] == minutes
+    start = "\n".join(cell.source for cell in read(PATHS[0]).cells)
+    title = path.stem.replace("_", " ").replace("language only", "language-only")
+    assert re.search(rf"^\| {title} \|.*\| {minutes} \|$", start, re.M), "the map in 00"
+
+
+@every
+def test_teaching_asks_what_the_notebook_asks(path):
+    """Every question before a live cell, word by word; every exercise by its title."""
+    said, book = flat(lesson(path.stem)), read(path).cells
+    panels = [i for i, cell in enumerate(book) if cell.metadata.get("tags") == ["live"]]
+    for index in panels:
+        text = flat(book[index - 1].source)
+        asked = re.findall(r"(?:(?<=[.:?] )|^)([^.:?]*\?)", text)
+        assert asked, "a live cell without a question"
+        for question in asked:
+            assert question.strip() in said, question
+    assert lesson(path.stem).count("**Ask before the") == len(panels)
+    titles = re.findall(r"^### (Exercise .*)$", "\n".join(c.source for c in book), re.M)
+    assert re.findall(r"^### (Exercise .*)$", lesson(path.stem), re.M) == titles
+    assert said.count("What the room should see") == len(panels)
+    assert said.count("Usual wrong answers") == max(1, len(titles))
+
+
+@pytest.mark.parametrize("minutes", [60, 90, 180])
+def test_routes_take_the_time_they_say(minutes):
+    table = re.search(rf"^### {minutes} minutes\n(.*?)^##", TEACHING, re.M | re.S)[1]
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", table, re.M)
+    assert sum(int(length) for length, _ in rows) == minutes
+    named = [stem for stem in STEMS if any(stem in what for _, what in rows)]
+    assert len(named) >= 3
+    sections = "\n".join(c.source for path in PATHS for c in cells(path, "markdown"))
+    for heading in re.findall(r'"([^"]*)"', table):
+        assert f"## {heading}" in sections, heading
+
+
+def test_there_are_enough_exercises():
+    assert 8 <= len(EXERCISES) <= 12
+
+
+def test_the_address_stands_in_one_place(tmp_path):
+    """pyproject.toml has it; the notebooks are written from there."""
+    import shutil
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    line = f'REPO, TAG = "{project["urls"]["Repository"]}", "v{project["version"]}"'
+    for path in PATHS:
+        assert line in tagged(path, "setup")[0].source
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    text = (ROOT / "pyproject.toml").read_text("utf-8").replace("/OWNER/", "/someone/")
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert notebook.write_address(tmp_path) == len(PATHS)
+    for path in PATHS:
+        written = tmp_path / "notebooks" / path.name
+        assert "github.com/someone/specnb" in tagged(written, "setup")[0].source
+        assert len(written.read_bytes()) == len(path.read_bytes()) + len("someone") - len("OWNER")

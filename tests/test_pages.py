@@ -82,3 +82,34 @@ def test_command_line(folder, capsys):
     with pytest.raises(SystemExit) as caught:
         batch.main(["html", str(folder / "nothing")])
     assert caught.value.code == 2 and "summary.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.weights
+def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
+    folder, rows = executed
+    written = pages.write(folder)
+    context = chrome.new_context(viewport={"width": 1280, "height": 2000}, offline=True)
+    foreign, errors, inside = [], [], ("file:", "data:", "blob:")
+    for path in written:
+        page = context.new_page()
+        page.on("request", lambda r: None if r.url.startswith(inside) else foreign.append(r.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_timeout(500)
+        if path.name != "index.html":
+            assert path.stat().st_size < 6e6
+            assert page.locator(".snb-static :is(.snb-tokens, svg)").count()
+            for plot in page.locator(".plotly-graph-div").all():
+                assert plot.locator(".main-svg").count()
+            strip = page.locator(".snb-t[tabindex]").first
+            strip.focus()
+            assert strip.locator(".snb-tip").is_visible()  # laws are shown without a kernel
+            assert page.evaluate("document.body.scrollWidth <= window.innerWidth")
+        else:
+            assert page.locator("li img").count() == len(rows)
+        page.screenshot(path=shots / f"page-{path.stem}.png")
+        page.close()
+    context.close()
+    assert foreign == [] and errors == []
