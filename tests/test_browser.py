@@ -203,6 +203,34 @@ def test_every_notebook_runs(lab, chrome, shots, path):
 
 # ---- controls
 
+# Where a fresh panel stands.
+FIRST = """with bench.page.silent():
+    bench.a.method.value, bench.mode.value = {method!r}, {mode!r}
+    bench.a.controls["draft_length"].value, bench.a.controls["width"].value = {length}, 3
+    bench.drawing["temperature"].value, bench.drawing["top_p"].value = 1.0, 1.0
+    bench.drawing["new_tokens"].value, bench.drawing["seed"].value = 64, 0
+    for name, toggle in bench.toggles.items():
+        toggle.value = name in {views!r}
+    bench.chooser._take(0)
+bench._refresh()"""
+
+
+def test_pictures_for_the_readme(desk, shots):
+    """`pytest tests/test_browser.py -k readme` makes them anew."""
+    views = ("tokens", "figures")
+    desk.kernel.run(FIRST.format(method="chain", mode="whole text", length=5, views=views))
+    desk.follows(2, method="chain, draft length 5")
+    desk.page.locator(".snb-workbench").screenshot(path=shots / "panel.png")
+    desk.kernel.run(FIRST.format(method="RSD-S", mode="step by step", length=4, views=VIEWS))
+    desk.follows(1, method="RSD-S")
+    for _ in range(6):
+        desk.kernel.run("bench.steps.next.click()")
+    desk.page.wait_for_selector('[data-view="step"]:has-text("Accept:")')
+    desk.page.locator(".snb-workbench").screenshot(path=shots / "tree.png")
+    desk.kernel.run(FIRST.format(method="chain", mode="whole text", length=5, views=VIEWS))
+    desk.follows()
+
+
 SLIDERS = [
     ("chain", "draft_length"),
     ("AdaEDL", "threshold"),
@@ -334,9 +362,9 @@ def test_tokens_one_by_one(desk):
     desk.press("block ▶")
     desk.page.wait_for_selector('[data-view="laws"] svg[aria-label$="in block 2"]')
     desk.page.wait_for_selector('[data-view="tree"] svg[aria-label^="block 2:"]')
-    strip = desk.part(".snb-t >> nth=9")
-    strip.focus()
-    assert desk.part(".snb-tip:visible").inner_text()
+    token = desk.page.locator('.snb-workbench [data-view="tokens"] .snb-t[tabindex]').nth(3)
+    token.focus()
+    assert "target probability" in token.locator(".snb-tip").inner_text()
 
 
 def test_errors_are_words_and_the_next_move_recovers(desk, shots):
@@ -390,7 +418,7 @@ def test_step_by_step(desk, shots):
     desk.press("step by step")
     desk.follows(1, mode="step by step", method="RSD-S")
     step = desk.part('[data-view="step"]')
-    for words in ("Draft:", "Verify:", "Accept:", "the text after 1 target calls", "Draft:"):
+    for words in ("Draft:", "Verify:", "Accept:", "the text after 1 target call", "Draft:"):
         desk.page.wait_for_selector(f'[data-view="step"]:has-text("{words}")')
         desk.press("next ▶")
     desk.page.wait_for_selector('[data-view="step"]:has-text("Verify:")')

@@ -252,6 +252,8 @@ def test_laws_show_the_residual():
     titles = [node.text for node in ET.fromstring(picture.svg).iter(f"{SVG}title")]
     assert titles[:3] == ["a: target 0.500", "a: draft 0.200", "a: residual 1.000"]
     assert "<b>: residual 0.000" in titles and picture.svg.count("▶") == 1
+    sure = sn.views.laws([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], ["a", "b", "c"], token=2).svg
+    assert "a: target" not in sure and "b: target 1.000" in sure and "c: draft 0.000" in sure
     only = sn.views.laws(target, None, ["a", "b", "c"], top=1, token=2, title="x").svg
     assert "draft" not in only and "c: target 0.200" in only  # the token is always there
     with pytest.raises(ValueError, match="rows of one length"):

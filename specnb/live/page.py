@@ -11,7 +11,11 @@ from typing import Any
 
 import ipywidgets as w
 
-NARROW, WIDE, WRAPPED = {"width": "330px"}, {"width": "98%"}, {"flex_flow": "row wrap"}
+NARROW, WIDE, WRAPPED = (
+    {"width": "330px"},
+    {"width": "98%"},
+    {"flex_flow": "row wrap", "align_items": "flex-start"},
+)
 PLAIN = {"description_width": "initial"}
 LABELLED = {"description_width": "95px"}  # one edge for all labels of a column
 

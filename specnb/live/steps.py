@@ -12,7 +12,7 @@ from specnb.live.page import NARROW, PLAIN, WRAPPED, Page, named
 from specnb.models.base import Model
 from specnb.record import TokenRow
 from specnb.studio import Walk
-from specnb.views.look import visible
+from specnb.views.look import counted, visible
 
 LIKELY = 10  # tokens offered to go on with
 SAID = {
@@ -73,7 +73,7 @@ class StepControls(w.VBox):
         """The text so far and the open block in its phase, as HTML; fits the buttons to it."""
         walk, parts = self.walk, []
         if walk.text.blocks:
-            title = f"the text after {walk.shown} target calls"
+            title = f"the text after {counted(walk.shown, 'target call')}"
             parts.append(views.tokens(walk.text.record(), title=title)._repr_html_())
         if walk.block is not None:
             record = walk.block.record()

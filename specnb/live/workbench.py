@@ -116,7 +116,7 @@ class Workbench(w.VBox):
         return [
             w.HBox([self.chooser.picture, self.chooser], layout=WRAPPED),
             w.HBox([self.a, self.b, drawing], layout=WRAPPED),
-            w.HBox([self.mode, self._toggle_row], layout=WRAPPED),
+            w.HBox([self.mode, self._toggle_row], layout=WRAPPED | {"align_items": "center"}),
             self.steps,
             self.page.status,
             self.page.alert,

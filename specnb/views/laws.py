@@ -33,8 +33,8 @@ def laws(
 ) -> Picture:
     """Three bars for each of the `top` likeliest tokens, `token` marked and always among them.
 
-    `left` is the residual, by default that of the two laws; without `draft_probs` only the target
-    is drawn. `names` gives a token id its text.
+    Tokens that no law gives a chance are left out. `left` is the residual, by default that of the
+    two laws; without `draft_probs` only the target is drawn. `names` gives a token id its text.
     """
     given = {"target": target_probs, "draft": draft_probs, "residual": left}
     rows = {k: torch.as_tensor(v).double().cpu() for k, v in given.items() if v is not None}
@@ -46,9 +46,9 @@ def laws(
     if token is not None and not 0 <= token < shapes[0][0]:
         raise ValueError(f"token={token}: give an id from 0 to {shapes[0][0] - 1}")
     likeliest = torch.stack(list(rows.values())).amax(0)
-    ids = likeliest.topk(min(top, len(likeliest))).indices.tolist()
+    ids = [i for i in likeliest.topk(min(top, len(likeliest))).indices.tolist() if likeliest[i] > 0]
     if token is not None and token not in ids:
-        ids[-1] = token
+        ids[top - 1 :] = [token]
     ids.sort(key=lambda i: (-float(rows["target"][i]), i))
 
     name_of = names if callable(names) else names.__getitem__

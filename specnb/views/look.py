@@ -76,6 +76,11 @@ def cut(text: str) -> str:
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def summary(record: Record) -> str:
     """One line: tokens, target calls, block efficiency, acceptance rate."""
     m = record.metrics
@@ -84,7 +89,7 @@ def summary(record: Record) -> str:
         rate = f"acceptance rate {m.acceptance_rate:.0%}"
     efficiency = "–" if m.block_efficiency is None else f"{m.block_efficiency:.2f}"
     return (
-        f"{m.n_tokens} tokens in {m.n_target_calls} target calls, "
+        f"{counted(m.n_tokens, 'token')} in {counted(m.n_target_calls, 'target call')}, "
         f"block efficiency {efficiency}, {rate}"
     )
 
