@@ -5,7 +5,6 @@
 """
 
 import argparse
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,6 +13,8 @@ import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from specnb.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -79,7 +80,7 @@ def hashes(data: Path = DATA) -> Iterator[str]:
         expected, _, name = line.partition("  ")
         if not (data / name).is_file():
             wrong.append(f"data/{name} is missing")
-        elif _sha256(data / name) != expected:
+        elif sha256_of(data / name) != expected:
             wrong.append(f"data/{name} differs from its sum in SHA256SUMS")
     yield f"data: {len(listed) - len(wrong)} of {len(listed)} files as published"
     if wrong:
@@ -91,14 +92,9 @@ def write_sums(data: Path = DATA) -> int:
     apart = {data / "README.md", data / "SHA256SUMS"}
     files = [path for path in sorted(data.rglob("*")) if path.is_file() and path not in apart]
     files = [path for path in files if not path.name.startswith(".") and path.suffix != ".tmp"]
-    lines = [f"{_sha256(path)}  {path.relative_to(data).as_posix()}\n" for path in files]
+    lines = [f"{sha256_of(path)}  {path.relative_to(data).as_posix()}\n" for path in files]
     (data / "SHA256SUMS").write_text("".join(lines), encoding="utf-8", newline="\n")
     return len(files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def decoding() -> Iterator[str]:

@@ -9,12 +9,12 @@ import io
 import json
 import os
 import platform
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from specnb.files import write_whole
 from specnb.models import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,21 +121,12 @@ class RunConfig:
                 hf.check_folder(folder)
         if self.prompts and not Path(self.prompts).is_file():
             raise ValueError(f"prompts={self.prompts!r}: there is no such file; give a JSONL file")
-        if self.out_dir and Path(self.out_dir).is_file():
-            raise ValueError(f"out_dir={self.out_dir!r}: this is a file; give a folder")
+        _check_out_dir(self.out_dir)
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> RunConfig:
         """From `globals()`; ValueError names what is missing or wrong, before a model loads."""
-        wanted = [field.name for field in fields(cls)]
-        missing = [name for name in wanted if name not in names]
-        if missing:
-            raise ValueError(
-                f"parameter {missing[0]!r} is missing: run the cell tagged 'parameters' first; "
-                f"it defines {', '.join(wanted)}"
-            )
-        kinds = {field.name: str(field.type) for field in fields(cls)}
-        return cls(**{name: _coerced(name, names[name], kinds[name]) for name in wanted})
+        return _from_notebook(cls, names)
 
     @property
     def sampling(self):
@@ -177,6 +168,25 @@ class StoppingConfig(RunConfig):
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """Parameters of the report: the folder of a sweep, empty for the results that are shipped."""
+
+    folder: str = ""
+    out_dir: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "folder", _resolved(self.folder))
+        if self.folder and not Path(self.folder).is_dir():
+            raise ValueError(f"folder={self.folder!r}: there is no such folder; give a sweep's")
+        _check_out_dir(self.out_dir)
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]) -> ReportConfig:
+        """From `globals()`; ValueError names what is missing or wrong."""
+        return _from_notebook(cls, names)
+
+
+@dataclass(frozen=True)
 class TreeConfig(RunConfig):
     """Parameters of the notebook on trees. `branching` is written as in "2,2,1"."""
 
@@ -201,6 +211,23 @@ class TreeConfig(RunConfig):
         from specnb.studio import shape_of
 
         return shape_of(self.branching)
+
+
+def _from_notebook(cls: type, names: Mapping[str, Any]) -> Any:
+    wanted = [field.name for field in fields(cls)]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(
+            f"parameter {missing[0]!r} is missing: run the cell tagged 'parameters' first; "
+            f"it defines {', '.join(wanted)}"
+        )
+    kinds = {field.name: str(field.type) for field in fields(cls)}
+    return cls(**{name: _coerced(name, names[name], kinds[name]) for name in wanted})
+
+
+def _check_out_dir(out_dir: str) -> None:
+    if out_dir and Path(out_dir).is_file():
+        raise ValueError(f"out_dir={out_dir!r}: this is a file; give a folder")
 
 
 def _coerced(name: str, value: Any, kind: str) -> Any:
@@ -348,6 +375,56 @@ def panel(item: Any, record: Any, title: str | None = None) -> Panel:
     )
 
 
+# ------------------------------------------------------------------------------- measurements
+
+
+def measure(
+    pair: Any, items: Sequence[Any], methods: Mapping[Any, Any], cfg: RunConfig
+) -> list[dict[str, Any]]:
+    """Every drafter on every prompt, in turns with plain decoding: a dict for each, for `save_row`.
+
+    `methods` maps a name, or (name, nodes per target call), to a drafter. Nothing is measured
+    where `cfg.out_dir` is empty. Times are without prefill.
+    """
+    from specnb.decode import autoregressive, speculative
+    from specnb.sampling import Sampling
+
+    if not cfg.out_dir:
+        return []
+    drafts = Sampling(getattr(cfg, "draft_temperature", cfg.temperature), top_p=cfg.top_p)
+    found = []
+    for number, item in enumerate(items):
+        image = item.image if pair.target.sees_images else None
+        common = {"sampling": cfg.sampling, "max_new_tokens": 64, "seed": cfg.seed + number}
+        names = list(methods)
+        turn = number % len(names)
+        plain = autoregressive(pair.target, item.prompt, image, **common)
+        for name in names[turn:] + names[:turn]:  # nobody is always the first
+            run = speculative(
+                pair, item.prompt, image, drafter=methods[name], draft_sampling=drafts, **common
+            )
+            method, budget = name if isinstance(name, tuple) else (name, None)
+            counted = {
+                "task": getattr(item, "task", cfg.task),
+                "method": method,
+                "budget": budget,
+                "prompt": number,
+                "tokens": len(run.token_ids),
+                "target_calls": len(run.blocks),
+                "drafted": sum(block.n_drafted for block in run.blocks),
+                "accepted": sum(block.n_accepted for block in run.blocks),
+                "seconds": _seconds(run),
+                "plain_seconds": _seconds(plain),
+                "plain_tokens": len(plain.token_ids),
+            }
+            found.append(counted)
+    return found
+
+
+def _seconds(run: Any) -> float:
+    return sum(block.draft_s + block.verify_s for block in run.blocks)
+
+
 # ------------------------------------------------------------------------------------- results
 
 
@@ -363,15 +440,8 @@ def save_row(
         return None
     row = {"notebook": notebook, "config": asdict(cfg), "headline": dict(headline), **more}
     text = json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
-    folder = Path(cfg.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{notebook}.json"
-    # Beside the goal, so that the last step is a rename: nobody ever reads half a file.
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, prefix=f".{notebook}.", suffix=".tmp", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    path = Path(cfg.out_dir) / f"{notebook}.json"
+    write_whole(path, text)
     print(f"written: {path}")
     return path
 

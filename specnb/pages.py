@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from specnb.files import write_whole
+
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 LIVE = "<p><em>A control stands here in the notebook; what follows shows its state.</em></p>"
@@ -44,17 +46,17 @@ def write(folder: str | Path) -> list[Path]:
     rows = json.loads(summary.read_text(encoding="utf-8"))
     written, entries = [], []
     for row in rows:
-        source = folder / f"{row['notebook']}.ipynb"
+        source = folder / f"{row['id']}.ipynb"
         if not source.is_file():  # it failed before its first cell
             entries.append(_entry(row, None, ""))
             continue
         body, thumbnail = page(source)
         target = source.with_suffix(".html")
-        target.write_text(body, encoding="utf-8")
+        write_whole(target, body)
         written.append(target)
         entries.append(_entry(row, target.name, thumbnail))
     index = folder / "index.html"
-    index.write_text(INDEX.format(entries="\n".join(entries)), encoding="utf-8")
+    write_whole(index, INDEX.format(entries="\n".join(entries)))
     return [*written, index]
 
 

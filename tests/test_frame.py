@@ -1,9 +1,8 @@
-"""The frame around the code: packaging, floors between modules, notebook runs, data sums."""
+"""The frame around the code: packaging, floors between modules, data sums."""
 
 import ast
 import hashlib
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 import yaml
@@ -21,7 +19,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from specnb import batch, doctor
+from specnb import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -174,7 +172,7 @@ def test_no_paths_of_one_machine():
 
 # A module may import from its own floor and those below. A package's name stands for all of it.
 FLOORS = {
-    **dict.fromkeys(["sampling", "tree", "record", "theory"], 0),
+    **dict.fromkeys(["files", "sampling", "tree", "record", "theory"], 0),
     **dict.fromkeys(["drafters", "stopping", "verify", "models", "scenes"], 1),
     **dict.fromkeys(["decode", "exact", "laws", "training"], 2),
     **dict.fromkeys(["views"], 3),
@@ -307,7 +305,7 @@ def test_imports_only_what_is_declared():
     """Colab has no jaxtyping, and installs nothing: whatever is imported must be a dependency."""
     owners = importlib.metadata.packages_distributions()
     allowed = {canonicalize_name(name) for name in [*DEPENDENCIES, "packaging", "ipython"]}
-    browser = {canonicalize_name(Requirement(line).name) for line in EXTRAS["browser"]}
+    extras = {"specnb.bench.": EXTRAS["browser"], "specnb.batch.": EXTRAS["cluster"]}
     undeclared = []
     for name, (source, is_package) in modules().items():
         for imported, runs in imports(name, source, is_package):
@@ -317,7 +315,8 @@ def test_imports_only_what_is_declared():
             if root == "jaxtyping" and not runs:  # for type checkers, and for the hook of pytest
                 continue
             distributions = {canonicalize_name(owner) for owner in owners.get(root, [root])}
-            extra = browser if name.startswith("specnb.bench.") else set()
+            lines = next((more for start, more in extras.items() if name.startswith(start)), [])
+            extra = {canonicalize_name(Requirement(line).name) for line in lines}
             if not distributions & (allowed | extra):
                 undeclared.append(f"{name} imports {root}")
     assert not undeclared, "\n".join(undeclared)
@@ -341,75 +340,6 @@ def test_decoding_works_without_jaxtyping():
         "import sys, specnb.decode, specnb.exact, specnb.models; print('jaxtyping' in sys.modules)"
     )
     assert in_python(code).strip() == "False"
-
-
-# ---- notebook runs
-
-
-PARAMETERS = "draft_length: int = 4\nout_dir: str = ''"
-WRITES = """import json, pathlib
-row = {"notebook": STEM, "config": {}, "headline": {"length": draft_length, "ratio": 2 / 3}}
-pathlib.Path(out_dir, STEM + ".json").write_text(json.dumps(row))"""
-
-
-def make_notebook(folder: Path, stem: str, *cells: str) -> Path:
-    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    rest = [nbformat.v4.new_code_cell(cell.replace("STEM", repr(stem))) for cell in cells]
-    notebook = nbformat.v4.new_notebook(cells=[parameters, *rest])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    notebook.metadata["language_info"] = {"name": "python"}
-    nbformat.write(notebook, folder / f"{stem}.ipynb")
-    return folder / f"{stem}.ipynb"
-
-
-@pytest.mark.notebook
-def test_batch_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
-    bad = make_notebook(tmp_path, "a_bad", "raise OSError('the\\nlast line')", WRITES)
-    good = make_notebook(tmp_path, "b_good", "import specnb", WRITES)
-    mute = make_notebook(tmp_path, "c_mute", "pass")
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "c_mute.json").write_text('{"headline": {"stale": 1}}')  # of an earlier run
-    monkeypatch.chdir(tmp_path)  # a run does not depend on where it is started
-    argv = ["run", "--out", str(out), "-p", "draft_length", "7", str(bad), str(good), str(mute)]
-    assert batch.main(argv) == 1
-    printed = capsys.readouterr().out
-    lines = [line for line in printed.splitlines() if line.strip()]
-    first_words = [line.split()[0] for line in lines]
-    assert first_words == ["notebook", "a_bad", "b_good", "c_mute", "results:", "to"]
-    assert lines[5] == f"to read: {out / 'index.html'}" and (out / "index.html").is_file()
-    assert "failed last line" in lines[1] and "length 7, ratio 0.6667" in lines[2]
-    assert "wrote no c_mute.json" in lines[3] and str(out) in lines[4]
-    assert len({len(line) for line in lines[:4]}) == 1  # aligned
-    rows = json.loads((out / "summary.json").read_text())
-    assert [row["status"] for row in rows] == ["failed", "ok", "failed"]
-    assert rows[1]["headline"]["length"] == 7 and Path(rows[1]["executed"]).is_file()
-
-
-def test_batch_refuses_before_anything_runs(tmp_path, capsys):
-    notebook = make_notebook(tmp_path, "a", WRITES)
-    out = tmp_path / "out"
-    with pytest.raises(ValueError, match="no parameter 'draft_len'; it has: draft_length"):
-        batch.run([notebook], out, {"draft_len": 3})
-    with pytest.raises(ValueError, match="no such file"):
-        batch.run([notebook, tmp_path / "b.ipynb"], out)
-    with pytest.raises(ValueError, match="one name"):
-        batch.run([notebook, notebook], out)
-    with pytest.raises(ValueError, match="--out"):
-        batch.run([notebook], out, {"out_dir": "x"})
-    with pytest.raises(SystemExit) as exit_:
-        batch.main(["run", "-p", "draft_len", "3", "--out", str(out), str(notebook)])
-    assert exit_.value.code == 2 and "draft_len" in capsys.readouterr().err
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("3", 3), ("0.7", 0.7), ("1e-3", 0.001), ("true", True), ("None", None), ("a b", "a b")]
-    + [("[1, 2]", "[1, 2]"), ("liuhaotian/llava", "liuhaotian/llava"), ("", "")],
-)
-def test_command_line_values(text, value):
-    assert batch._value(text) == value and type(batch._value(text)) is type(value)
 
 
 # ---- doctor

@@ -37,9 +37,15 @@ def folder(tmp_path):
         cells=[nbformat.v4.new_markdown_cell(FORMULA), nbformat.v4.new_markdown_cell(FOLD), code],
         metadata={"widgets": {"big": "state"}},
     )
-    nbformat.write(book, tmp_path / "00_one.ipynb")
-    ran = {"notebook": "00_one", "seconds": 3.2, "status": "ok", "error": ""}
-    not_ran = {"notebook": "01_<b>", "seconds": 0.1, "status": "failed", "error": "no <i>"}
+    nbformat.write(book, tmp_path / "00_one-1.ipynb")
+    ran = {"id": "00_one-1", "notebook": "00_one", "seconds": 3.2, "status": "ok", "error": ""}
+    not_ran = {
+        "id": "01-2",
+        "notebook": "01_<b>",
+        "seconds": 0.1,
+        "status": "failed",
+        "error": "no <i>",
+    }
     rows = [ran | {"headline": {"tau": 3.14159}}, not_ran | {"headline": {}}]
     (tmp_path / "summary.json").write_text(json.dumps(rows))
     return tmp_path
@@ -47,7 +53,7 @@ def folder(tmp_path):
 
 def test_a_page_needs_nothing_from_elsewhere(folder):
     page, index = pages.write(folder)
-    assert (page.name, index.name) == ("00_one.html", "index.html")
+    assert (page.name, index.name) == ("00_one-1.html", "index.html")
     body = page.read_text()
     assert page.stat().st_size < 6e6
     assert not re.search(r'<script[^>]*\ssrc=|<link[^>]*href="http|@import|from .https:', body)
@@ -71,7 +77,7 @@ def test_folds_keep_what_is_in_them(folder):
 
 def test_the_index_shows_every_notebook(folder):
     text = pages.write(folder)[-1].read_text()
-    assert '<a href="00_one.html">' in text and "data:image/svg+xml;base64" in text
+    assert '<a href="00_one-1.html">' in text and "data:image/svg+xml;base64" in text
     assert "<dt>tau</dt><dd>3.14</dd>" in text
     assert "01_&lt;b&gt;" in text and "no &lt;i&gt;" in text and '"01_<b>' not in text
 
@@ -100,15 +106,17 @@ def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
         page.wait_for_timeout(500)
         if path.name != "index.html":
             assert path.stat().st_size < 6e6
-            assert page.locator(".snb-static :is(.snb-tokens, svg)").count()
+            report = path.stem.startswith("9")
+            assert report or page.locator(".snb-static :is(.snb-tokens, svg)").count()
             for plot in page.locator(".plotly-graph-div").all():
                 assert plot.locator(".main-svg").count()
             strip = page.locator(".snb-t[tabindex]").first
-            strip.focus()
-            assert strip.locator(".snb-tip").is_visible()  # laws are shown without a kernel
+            if strip.count():
+                strip.focus()
+                assert strip.locator(".snb-tip").is_visible()  # laws are shown without a kernel
             assert page.evaluate("document.body.scrollWidth <= window.innerWidth")
         else:
-            assert page.locator("li img").count() == len(rows)
+            assert page.locator("li").count() == len(rows) <= page.locator("li img").count() + 1
         page.screenshot(path=shots / f"page-{path.stem}.png")
         page.close()
     context.close()

@@ -5,7 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
-SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live")
+SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch")
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from specnb.live.page import LABELLED, NARROW, WRAPPED, Page, named
 from specnb.models.hf import as_picture
 
 MOST = 8  # pictures to choose from
-FRESH = 500_000_000  # scene seeds of no notebook and no training
+FRESH = 500_000_000  # numbers of scenes of no notebook and no training
+SCENES_PER_SEED = 16  # that `scenes.example` may try for one number
 OWN_WORDS = "own words"
 STYLE = (
     ".snb-sight{background-size:64px 64px!important;background-repeat:no-repeat!important;"
@@ -39,7 +40,10 @@ def sight_of(item: Any) -> Sight:
     scene = getattr(item, "scene", None)
     if scene is None:  # a prompt of the reader's own
         return Sight(item.image, {item.task: item.prompt}, item.image)
-    prompts = {task: scenes.on_scene(task, scene).prompt for task in scenes.tasks_of(scene)}
+    # The same number gives all tasks the same scene, unless one finds too little to ask there.
+    number = scene.seed // SCENES_PER_SEED
+    others = (scenes.example(task, number) for task in scenes.TASKS)
+    prompts = {other.task: other.prompt for other in others if other.scene == scene}
     return Sight(item.image, {**prompts, item.task: item.prompt}, scenes.render(scene, 384))
 
 
@@ -142,8 +146,8 @@ class PictureChooser(w.VBox):
         self._take(len(self._sights) - 1)
 
     def _take_new(self) -> None:
-        # A conversation needs most to ask about: all tasks can use its scene.
-        self._add(sight_of(scenes.example("conversation", next(self._fresh))))
+        found = (sight_of(scenes.example("caption", number)) for number in self._fresh)
+        self._add(next(sight for sight in found if len(sight.prompts) == len(scenes.TASKS)))
 
     def _take_file(self) -> None:
         given = self.file.value

@@ -1,7 +1,7 @@
 """The picture world: scenes, pictures, texts, and reading texts back into facts."""
 
 from specnb.scenes.grammar import attribute_of, parse, score, statements
-from specnb.scenes.tasks import TASKS, Example, example, examples, is_right, on_scene, tasks_of
+from specnb.scenes.tasks import TASKS, Example, example, examples, is_right
 from specnb.scenes.world import Scene, Thing, blank, random_scene, render
 
 __all__ = [
@@ -14,11 +14,9 @@ __all__ = [
     "example",
     "examples",
     "is_right",
-    "on_scene",
     "parse",
     "random_scene",
     "render",
     "score",
     "statements",
-    "tasks_of",
 ]

@@ -410,19 +410,8 @@ def example(task: str, scene_seed: int) -> Example:
         raise ValueError(f"task={task!r}: choose one of {', '.join(TASKS)}")
     for attempt in range(16):
         scene = random_scene(scene_seed * 16 + attempt)
-        if task in tasks_of(scene):
+        if task == "caption" or len(scene.only()) >= (2 if task == "conversation" else 1):
             break
-    return on_scene(task, scene)
-
-
-def tasks_of(scene: Scene) -> list[str]:
-    """The tasks that have enough to ask about this scene."""
-    least = {"caption": 0, "conversation": 2, "science": 1}  # things that are the only of a kind
-    return [task for task in TASKS if len(scene.only()) >= least[task]]
-
-
-def on_scene(task: str, scene: Scene) -> Example:
-    """The item of a task on this scene; a scene has one per task."""
     prompt, answer, asks = _WRITERS[task](scene, random.Random(f"{task} {scene.seed}"))
     return Example(task, render(scene), prompt, answer, scene, asks)
 

@@ -218,6 +218,28 @@ def speedup_curve(
     return figure
 
 
+def measured(table: Any, x: str, y: str, by: str, title: str) -> go.Figure:
+    """A line per value of `by`: column `y` against column `x`, with the ends `y_low` and `y_high`.
+
+    `table` is a DataFrame or a list of dicts, as `specnb.batch.estimates` gives it.
+    """
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
+    figure = figure_of(title, x.replace("param.", "").replace("_", " "), y.replace("_", " "))
+    for index, name in enumerate(dict.fromkeys(row[by] for row in rows)):
+        mine = sorted((row for row in rows if row[by] == name), key=lambda row: row[x])
+        figure.add_scatter(
+            x=[row[x] for row in mine],
+            y=[row[y] for row in mine],
+            error_y={
+                "array": [row[f"{y}_high"] - row[y] for row in mine],
+                "arrayminus": [row[y] - row[f"{y}_low"] for row in mine],
+            },
+            **line_of(index, f"{by.removeprefix('param.')} {name}"),
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
 def token_classes(table: Any) -> go.Figure:
     """Acceptance rate of function words against seen words, per task.
 

@@ -1,0 +1,168 @@
+"""Notebooks in batches: runs and sweeps that resume, one table of all results, a report.
+
+`python -m specnb.batch run [--out DIR] [-p NAME VALUE]... [notebook ...]`
+`python -m specnb.batch sweep FILE [--out DIR] [--workers N] [--scheduler ADDRESS] [--dry-run]`
+`python -m specnb.batch collect DIR`, `... report DIR`, `... html DIR`
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from specnb import pages
+from specnb.batch import carry
+from specnb.batch.collect import collect, report
+from specnb.batch.estimate import estimates
+from specnb.batch.plan import ROOT, Plan, plan_of, read_sweep
+
+__all__ = [
+    "Plan",
+    "collect",
+    "estimates",
+    "main",
+    "plan_of",
+    "read_sweep",
+    "report",
+    "run",
+    "sweep",
+    "table",
+]
+
+
+def run(
+    notebooks: Sequence[str | Path],
+    out_dir: str | Path,
+    parameters: Mapping[str, object] | None = None,
+) -> list[dict[str, Any]]:
+    """Executes the notebooks into `out_dir`, one after the other; a row each (see `execute`).
+
+    A failing notebook does not stop the others; what is finished there is not run again. Raises
+    ValueError before anything runs when a notebook is missing or a parameter is wrong.
+    """
+    return carry.carry_out(plan_of(notebooks, [parameters or {}]), Path(out_dir))
+
+
+def sweep(
+    plan: Plan, out_dir: str | Path | None = None, scheduler: str = ""
+) -> list[dict[str, Any]]:
+    """Carries a plan out, on this machine or on the Dask cluster at `scheduler`; a row per run."""
+    folder = Path(out_dir or ROOT / "runs" / (plan.name or "sweep"))
+    executor = (lambda: carry.cluster(scheduler)) if scheduler else None
+    return carry.carry_out(plan, folder, executor)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as an aligned text table."""
+    import pandas as pd
+
+    def figure(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [
+        {
+            "notebook": row["notebook"],
+            "seconds": f"{row['seconds']:.1f}",
+            "status": f"{row['status']} {row['error']}".strip(),
+            "headline figures": ", ".join(f"{k} {figure(v)}" for k, v in row["headline"].items()),
+        }
+        for row in rows
+    ]
+    frame = pd.DataFrame(lines).apply(lambda column: column.str.ljust(column.str.len().max()))
+    return frame.to_string(index=False, justify="left")
+
+
+def listed(plan: Plan, folder: Path) -> str:
+    """What would be run, for `--dry-run`."""
+    lines = []
+    for one in plan.runs:
+        state = "finished" if carry.finished(folder, one) else "to run"
+        lines.append(f"{state:8}  {one.id}  {one}")
+    todo = sum(line.startswith("to run") for line in lines)
+    return "\n".join([*lines, f"{todo} of {len(lines)} runs to do in {folder}"])
+
+
+def _value(text: str) -> object:
+    """A word from the command line as the scalar it looks like: number, true, false, None, text."""
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float | None) else text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m specnb.batch")
+    commands = parser.add_subparsers(required=True, dest="command")
+    one = commands.add_parser("run", help="execute notebooks")
+    one.add_argument("--out", metavar="DIR", help="results (runs/<timestamp>)")
+    one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    one.add_argument("notebook", nargs="*", help="(all in notebooks/)")
+    many = commands.add_parser("sweep", help="execute a sweep file, or go on with it")
+    many.add_argument("file", metavar="FILE", help="YAML; data/sweeps/ has some")
+    many.add_argument("--out", metavar="DIR", help="results (runs/<name of the sweep>)")
+    many.add_argument("--workers", type=int, help="processes (as the file says)")
+    many.add_argument("--threads", type=int, help="of each worker (as the file says)")
+    many.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a Dask cluster")
+    many.add_argument("--dry-run", action="store_true", help="list what would run, and end")
+    for name, words in (
+        ("collect", "one table of all results, as Parquet and CSV"),
+        ("report", "tables and plots of all results, as a page"),
+        ("html", "offline pages of a run"),
+    ):
+        commands.add_parser(name, help=words).add_argument("folder", metavar="DIR")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when every notebook ran, 1 when one failed, 2 when nothing was started."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    try:
+        return {"run": _run, "sweep": _sweep}.get(given.command, _after)(given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _run(given: argparse.Namespace) -> int:
+    notebooks = given.notebook or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if not notebooks:
+        raise ValueError("no notebooks in notebooks/")
+    out_dir = Path(given.out or ROOT / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}")
+    return _told(run(notebooks, out_dir, {name: _value(text) for name, text in given.p}), out_dir)
+
+
+def _sweep(given: argparse.Namespace) -> int:
+    plan = read_sweep(given.file)
+    changed = {k: getattr(given, k) for k in ("workers", "threads") if getattr(given, k)}
+    plan = replace(plan, **changed)
+    folder = Path(given.out or ROOT / "runs" / plan.name)
+    if given.dry_run:
+        print(listed(plan, folder))
+        return 0
+    rows = sweep(plan, folder, given.scheduler)
+    collect(folder)
+    return _told(rows, folder)
+
+
+def _told(rows: list[dict[str, Any]], folder: Path) -> int:
+    print(table(rows), f"\nresults: {folder}", sep="\n")
+    print(f"to read: {pages.write(folder)[-1]}")
+    return int(any(row["status"] != "ok" for row in rows))
+
+
+def _after(given: argparse.Namespace) -> int:
+    if given.command == "collect":
+        found = collect(given.folder)
+        runs = found["run"].nunique()
+        print(f"{len(found)} lines of {runs} runs in {Path(given.folder) / 'table.csv'}")
+    elif given.command == "report":
+        print(f"to read: {report(given.folder)}")
+    else:
+        print(*pages.write(given.folder), sep="\n")
+    return 0

@@ -1,0 +1,95 @@
+"""All rows of a folder as one tidy table, and the report on it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specnb.batch.carry import read_row
+from specnb.batch.plan import ROOT
+from specnb.files import write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+APART = ("summary.json",)  # not a row
+FIGURES = ("task", "method", "budget", "prompt", "tokens", "target_calls", "drafted", "accepted")
+TIMES = ("seconds", "plain_seconds", "plain_tokens")
+
+
+def collect(folder: str | Path) -> pd.DataFrame:
+    """One line per measurement, and one for a run without any; also as table.parquet and .csv.
+
+    Columns: run, notebook, status, seed; param.* as they held; task, method, budget, prompt and
+    what was counted and timed there; block_efficiency and speedup (plain decoding's time per token
+    over this one's, without prefill) where they are defined; figure.* of the whole run; version.*,
+    machine, threads, finished. What is no row is named on stderr and left out. ValueError where
+    the folder has no row at all.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder}: there is no such folder")
+    lines: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name in APART:
+            continue
+        row = read_row(path)
+        if isinstance(row, str):
+            print(f"left out {path.name}: {row}", file=sys.stderr)
+            continue
+        lines += _lines(row)
+    if not lines:
+        raise ValueError(f"folder {folder}: it has no result of a run")
+    table = pd.DataFrame(lines)
+    if "target_calls" in table:
+        table["block_efficiency"] = table["tokens"] / table["target_calls"]
+        plain = table["plain_seconds"] / table["plain_tokens"]
+        table["speedup"] = plain / (table["seconds"] / table["tokens"])
+    parquet = io.BytesIO()
+    table.to_parquet(parquet, index=False)
+    write_whole(folder / "table.parquet", parquet.getvalue())
+    write_whole(folder / "table.csv", table.to_csv(index=False))
+    return table
+
+
+def _lines(row: dict[str, Any]) -> list[dict[str, Any]]:
+    common = {key: row[key] for key in ("notebook", "status")}
+    common = {"run": row["id"], **common, "seed": row.get("seed")}
+    common |= {f"param.{k}": v for k, v in row["parameters"].items() if k != "seed"}
+    after = {f"figure.{k}": v for k, v in row["headline"].items() if not isinstance(v, dict | list)}
+    after |= {f"version.{k}": v for k, v in row["versions"].items()}
+    after |= {key: row.get(key) for key in ("machine", "threads", "finished", "error")}
+    known = (*FIGURES, *TIMES)
+    found = [one for one in row["measurements"] if isinstance(one, dict)]
+    return [
+        common | {key: one[key] for key in known if key in one} | after for one in found or [{}]
+    ]
+
+
+def report(folder: str | Path) -> Path:
+    """Collects a folder and writes report.ipynb and report.html into it; the page's path.
+
+    RuntimeError where the report does not run to its end.
+    """
+    import papermill
+
+    from specnb import pages
+
+    folder = Path(folder).resolve()
+    collect(folder)
+    executed = folder / "report.ipynb"
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / "90_report.ipynb"),
+        str(executed),
+        parameters={"folder": str(folder)},
+        cwd=str(ROOT),
+        progress_bar=False,
+        store_widget_state=False,
+    )
+    body, _ = pages.page(executed)
+    write_whole(folder / "report.html", body)
+    return folder / "report.html"

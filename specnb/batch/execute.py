@@ -1,0 +1,123 @@
+"""One run, in a process of its own: papermill, then the notebook and its row, each in one step."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from specnb.batch.plan import ROOT, Run
+from specnb.files import write_whole
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # tracebacks come in colour
+WATCH_S = 1.0
+WORK = ".work-"  # how a run's own folder begins while it is under way
+
+
+def prepare(threads: int | None, parent: int | None = None) -> None:
+    """Sets a worker process up: its thread budget, and that it does not outlive its parent."""
+    if threads is not None:  # kernels inherit it, and torch in them reads it
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os._exit(1)  # nobody is there to take the result; the kernel follows by itself
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def execute(
+    run: Run, folder: Path, timeout: float, attempt: int = 1, threads: int | None = None
+) -> dict[str, Any]:
+    """Executes a run into `folder`: `<id>.ipynb` with outputs, then `<id>.json`, its row.
+
+    The row is written last and tells that the run is over; it is also given back. It has status
+    ("ok" or "failed"), error, headline (figures by name), measurements, parameters, versions and
+    machine. Nothing is raised for what goes wrong inside the notebook.
+    """
+    import papermill
+
+    prepare(threads)
+    start_s = time.monotonic()
+    row = described(run) | {"attempt": attempt, "threads": threads}
+    with tempfile.TemporaryDirectory(prefix=f"{WORK}{run.id}-", dir=folder) as work:
+        executed, result = Path(work) / "executed.ipynb", Path(work) / f"{run.notebook.stem}.json"
+        try:
+            papermill.execute_notebook(
+                str(run.notebook),
+                str(executed),
+                parameters={**run.given, "out_dir": work},
+                cwd=str(ROOT),  # from anywhere, notebooks find specnb and data/
+                progress_bar=False,
+                store_widget_state=False,  # megabytes, and Colab refuses such files
+                timeout_func=lambda _: max(1, int(timeout - (time.monotonic() - start_s))),
+            )
+            if not result.is_file():
+                raise RuntimeError(f"ran to its end, but wrote no {result.name}")
+            written = json.loads(result.read_text(encoding="utf-8"))
+            row |= {"headline": written["headline"], "result": written, "status": "ok"}
+            row["measurements"] = row["result"].pop("measurements", [])
+        except Exception as error:  # whatever goes wrong in one, the others still run
+            row["error"] = _in_words(error)
+        if executed.is_file():
+            body = executed.read_text(encoding="utf-8")
+            row["cell_seconds"] = round(_cell_seconds(body), 2)
+            write_whole(folder / f"{run.id}.ipynb", body)
+    row["seconds"] = round(time.monotonic() - start_s, 2)
+    row["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    write_whole(folder / f"{run.id}.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
+    return row
+
+
+def _in_words(error: Exception) -> str:
+    """The line that says what went wrong, out of everything that nbclient has to say."""
+    from nbclient.exceptions import CellTimeoutError
+
+    if isinstance(error, CellTimeoutError):
+        return str(error).splitlines()[0]
+    text = COLOUR.sub("", "".join(traceback.format_exception_only(error))).strip()
+    return text.splitlines()[-1]
+
+
+def described(run: Run) -> dict[str, Any]:
+    """A row before its run."""
+    parameters = dict(run.parameters)
+    return {
+        "id": run.id,
+        "notebook": run.notebook.stem,
+        "status": "failed",
+        "error": "",
+        "parameters": parameters | {k: v for k, v in run.given.items() if k in ("target", "draft")},
+        "seed": parameters.get("seed"),
+        "headline": {},
+        "measurements": [],
+        "seconds": 0.0,
+        "cell_seconds": 0.0,
+        "versions": _versions(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "papermill")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def _cell_seconds(body: str) -> float:
+    """Seconds that were spent inside cells, as papermill noted them."""
+    cells: list[Mapping] = json.loads(body)["cells"]
+    spent = (cell["metadata"].get("papermill", {}).get("duration") for cell in cells)
+    return sum(seconds for seconds in spent if seconds)

@@ -1,0 +1,598 @@
+"""Batches: refused before they start, resumed after any death, collected without a doubt."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+
+from specnb import batch, files
+from specnb.batch import carry, collect, estimates, plan, plan_of, read_sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = "draft_length: int = 4\ntemperature: float = 0.0\nseed: int = 0\nout_dir: str = ''"
+# A run in miniature: it writes what a lesson writes, for two prompts.
+WRITES = """import json, os, pathlib
+times = {"seconds": 0.5 / draft_length, "plain_seconds": 1.0, "plain_tokens": 10}
+one = {"task": "caption", "method": "chain", "budget": None, "tokens": 10, **times}
+both = [one | {"prompt": n, "target_calls": 11 - draft_length - n} for n in (0, 1)]
+row = {"notebook": STEM, "config": {}, "headline": {"length": draft_length, "ratio": 2 / 3}}
+row |= {"measurements": both, "threads": os.environ.get("OMP_NUM_THREADS")}
+pathlib.Path(out_dir, STEM + ".json").write_text(json.dumps(row))"""
+
+
+def make_notebook(folder: Path, stem: str, *cells: str) -> Path:
+    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    rest = [nbformat.v4.new_code_cell(cell.replace("STEM", repr(stem))) for cell in cells]
+    notebook = nbformat.v4.new_notebook(cells=[parameters, *rest])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, folder / f"{stem}.ipynb")
+    return folder / f"{stem}.ipynb"
+
+
+def make_sweep(folder: Path, text: str, name: str = "s.yml") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+# ---- refused before anything starts
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 2]", "write keys and values"),
+        ("a: [", "no YAML that is safe"),
+        ("x: !!python/object/apply:os.system ['true']", "no YAML that is safe"),
+        ("notebook: [a]", "unknown key 'notebook', did you mean 'notebooks'?"),
+        ("notebooks: []", "name at least one"),
+        ("notebooks: [00_start_her]", "did you mean '00_start_here'?"),
+        ("notebooks: [3]", "give a name or a path"),
+        ("name: ../../etc\nnotebooks: [00_start_here]", "give a plain name"),
+        ("notebooks: [00_start_here]\ngrid: {draft_len: [1]}", "did you mean 'draft_length'?"),
+        ("notebooks: [00_start_here]\ngrid: {draft_length: 3}", "give a list of values"),
+        ("notebooks: [00_start_here]\ngrid: {draft_length: [0]}", "draft_length=0: give a whole"),
+        ("notebooks: [00_start_here]\ngrid: {draft_length: [x]}", "draft_length='x': give a whole"),
+        ("notebooks: [00_start_here]\ngrid: {temperature: [-1]}", "temperature=-1"),
+        ("notebooks: [00_start_here]\ngrid: {task: [captions]}", "choose one of caption"),
+        ("notebooks: [00_start_here]\ngrid: {top_p: [1, 1.0]}", "are the same run"),
+        ("notebooks: [00_start_here]\nsets: [{seed: 1}]\nseeds: [1]", "give one of them"),
+        ("notebooks: [00_start_here]\nsets: [3]", "give names and values"),
+        ("notebooks: [00_start_here]\nparameters: {out_dir: x}", "out_dir"),
+        ("notebooks: [00_start_here]\nparameters: {target: nowhere/at/all}", "no such folder"),
+        ("notebooks: [00_start_here]\nworkers: 0", "workers=0: give a number >= 1"),
+        ("notebooks: [00_start_here]\nretries: x", "retries='x'"),
+        ("notebooks: [00_start_here]\ntimeout: 0.5", "timeout=0.5"),
+    ],
+)
+def test_a_sweep_file_is_judged_first(tmp_path, unchecked, text, words):
+    path = make_sweep(tmp_path, text)
+    with pytest.raises(ValueError, match="^s.yml: ") as caught:
+        read_sweep(path)
+    assert words in str(caught.value)
+    assert os.listdir(tmp_path) == ["s.yml"]
+
+
+def test_command_lines_are_judged_first(tmp_path, capsys):
+    notebook = make_notebook(tmp_path, "a", WRITES)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="did you mean 'draft_length'.*it has: draft_length"):
+        batch.run([notebook], out, {"draft_len": 3})
+    with pytest.raises(ValueError, match="no such file"):
+        batch.run([notebook, tmp_path / "b.ipynb"], out)
+    with pytest.raises(ValueError, match="named twice"):
+        batch.run([notebook, notebook], out)
+    with pytest.raises(ValueError, match="--out"):
+        batch.run([notebook], out, {"out_dir": "x"})
+    for argv in (
+        ["run", "-p", "draft_len", "3", "--out", str(out), str(notebook)],
+        ["sweep", str(tmp_path / "none.yml")],
+        ["collect", str(tmp_path / "none")],
+        ["report", str(tmp_path / "none")],
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            batch.main(argv)
+        assert exit_.value.code == 2
+    assert "no such folder" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("0.7", 0.7), ("1e-3", 0.001), ("true", True), ("None", None), ("a b", "a b")]
+    + [("[1, 2]", "[1, 2]"), ("liuhaotian/llava", "liuhaotian/llava"), ("", "")],
+)
+def test_command_line_values(text, value):
+    assert batch._value(text) == value and type(batch._value(text)) is type(value)
+
+
+def test_grid_sets_and_seeds_multiply(tmp_path):
+    make_notebook(tmp_path, "a", WRITES), make_notebook(tmp_path, "b", WRITES)
+    text = "notebooks: [a.ipynb, b.ipynb]\ngrid: {draft_length: [1, 2]}\nsets: [{draft_length: 9}]"
+    found = read_sweep(make_sweep(tmp_path, text + "\nseeds: 2\nworkers: 3\nthreads: 2"))
+    given = [
+        (run.notebook.stem, run.given["draft_length"], run.given["seed"]) for run in found.runs
+    ]
+    assert given == [(s, n, seed) for s in "ab" for n in (1, 2, 9) for seed in (0, 1)]
+    assert (found.workers, found.threads, found.name) == (3, 2, "s")
+    assert len({run.id for run in found.runs}) == len(found.runs)
+
+
+def test_shipped_sweeps_are_plans():
+    plans = {p.stem: read_sweep(p) for p in (ROOT / "data" / "sweeps").glob("*.yml")}
+    assert set(plans) == {"draft_length", "stopping", "trees", "smoke"}
+    assert len(plans["smoke"].runs) >= 8
+
+
+# ---- what a run is
+
+
+def test_the_id_is_the_content(tmp_path, monkeypatch):
+    path = make_notebook(tmp_path, "a", WRITES)
+
+    def id_of(**given) -> str:
+        return plan_of([path], [given]).runs[0].id
+
+    first = id_of(draft_length=2)
+    assert first.startswith("a-") and id_of(draft_length=2) == first
+    assert id_of(draft_length=3) != first
+    book = nbformat.read(path, as_version=4)
+    book.cells[1].outputs = [nbformat.v4.new_output("stream", text="hello")]
+    book.cells[1].metadata["x"] = 1
+    nbformat.write(book, path)
+    assert id_of(draft_length=2) == first  # outputs and metadata are not content
+    book.cells[1].source += "\n# another thought"
+    nbformat.write(book, path)
+    changed = id_of(draft_length=2)
+    assert changed != first
+    for name, other in (("_code", lambda: "x"), ("_data", lambda: "y"), ("versions", dict)):
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, name, other)
+            assert id_of(draft_length=2) != changed, name
+
+
+def test_the_id_holds_what_folders_and_files_hold(tmp_path):
+    lesson = ROOT / "notebooks" / "00_start_here.ipynb"
+    prompts = tmp_path / "p.jsonl"
+
+    def id_of(text: str) -> str:
+        prompts.write_text(text)
+        plan._content.cache_clear()
+        return plan_of([lesson], [{"prompts": str(prompts)}]).runs[0].id
+
+    one = id_of('{"prompt": "a"}\n')
+    assert id_of('{"prompt": "b"}\n') != one and id_of('{"prompt": "a"}\n') == one
+    drafter = ROOT / "data" / "models" / "drafter"
+    for name in ("x", "y"):
+        shutil.copytree(drafter, tmp_path / name)
+    (tmp_path / "y" / "note.txt").write_text("retrained")
+
+    def with_draft(folder: str) -> str:
+        return plan_of([lesson], [{"draft": str(tmp_path / folder)}]).runs[0].id
+
+    same = shutil.copytree(tmp_path / "x", tmp_path / "z")
+    assert with_draft("x") == with_draft(same.name) != with_draft("y")
+
+
+def test_default_and_given_default_are_the_same_run():
+    lesson = ROOT / "notebooks" / "00_start_here.ipynb"
+    with pytest.raises(ValueError, match="are the same run"):
+        plan_of([lesson], [{}, {"draft_length": "5"}])
+
+
+def test_the_sum_of_the_code_sees_every_module(tmp_path):
+    package = tmp_path / "specnb"
+    shutil.copytree(ROOT / "specnb", package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = files.sum_of(package, package.rglob("*.py"))
+    with (package / "views" / "look.py").open("a") as module:
+        module.write("\n")
+    assert files.sum_of(package, package.rglob("*.py")) != before
+
+
+# ---- carried out
+
+
+@pytest.mark.notebook
+def test_a_failure_stops_nobody(tmp_path, capsys, monkeypatch):
+    bad = make_notebook(tmp_path, "a_bad", "raise OSError('the\\nlast line')", WRITES)
+    good = make_notebook(tmp_path, "b_good", "import specnb", WRITES)
+    mute = make_notebook(tmp_path, "c_mute", "pass")
+    out = tmp_path / "out"
+    monkeypatch.chdir(tmp_path)  # a run does not depend on where it is started
+    argv = ["run", "--out", str(out), "-p", "draft_length", "7", str(bad), str(good), str(mute)]
+    assert batch.main(argv) == 1
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if line.strip()]
+    first_words = [line.split()[0] for line in lines]
+    assert first_words == ["notebook", "a_bad", "b_good", "c_mute", "results:", "to"]
+    assert lines[5] == f"to read: {out / 'index.html'}" and (out / "index.html").is_file()
+    assert "failed last line" in lines[1] and "length 7, ratio 0.6667" in lines[2]
+    assert "wrote no c_mute.json" in lines[3] and str(out) in lines[4]
+    assert len({len(line) for line in lines[:4]}) == 1  # aligned
+    assert "100% 3/3" in printed.err and "a_bad (draft_length=7): failed" in printed.err
+    rows = json.loads((out / "summary.json").read_text())
+    assert [row["status"] for row in rows] == ["failed", "ok", "failed"]
+    assert rows[1]["headline"]["length"] == 7
+    for row in rows:
+        assert (out / f"{row['id']}.ipynb").is_file()
+    assert "the\\nlast line" in (out / f"{rows[0]['id']}.ipynb").read_text()
+    assert not list(out.glob(".work-*")) and not list(out.glob("*.tmp"))
+
+
+@pytest.mark.notebook
+def test_a_second_call_runs_only_what_is_missing(tmp_path, capsys):
+    count = tmp_path / "count"
+    tell = f"open({str(count)!r}, 'a').write(str(draft_length))"
+    fails = "assert draft_length != 2 or __import__('pathlib').Path(FLAG).exists(), 'not yet'"
+    fails = fails.replace("FLAG", repr(str(tmp_path / "flag")))
+    make_notebook(tmp_path, "a", tell, fails, WRITES)
+    text = "notebooks: [a.ipynb]\ngrid: {draft_length: [1, 2, 3]}\nretries: 1\nthreads: 1"
+    argv = ["sweep", str(make_sweep(tmp_path, text)), "--out", str(tmp_path / "out")]
+    assert batch.main(argv) == 1
+    assert sorted(count.read_text()) == ["1", "2", "2", "3"]  # a second attempt, as configured
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(row["status"], row["attempt"]) for row in rows] == [
+        ("ok", 1),
+        ("failed", 2),
+        ("ok", 1),
+    ]
+    assert rows[0]["result"]["threads"] == "1" and "not yet" in rows[1]["error"]
+    capsys.readouterr()
+    assert batch.main([*argv, "--dry-run"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed[:3]] == ["finished", "to", "finished"]
+    assert "1 of 3 runs to do" in listed[3]
+    (tmp_path / "flag").touch()
+    count.write_text("")
+    assert batch.main(argv) == 0
+    assert count.read_text() == "2" and "2 of 3 runs are finished" in capsys.readouterr().err
+    count.write_text("")
+    assert batch.main(argv) == 0 and count.read_text() == ""
+
+
+@pytest.mark.notebook
+def test_one_that_never_ends_is_ended(tmp_path):
+    slow = make_notebook(tmp_path, "slow", "import time\ntime.sleep(60)", WRITES)
+    made = plan_of([slow], timeout=4)
+    start = time.monotonic()
+    (row,) = batch.sweep(made, tmp_path / "out")
+    assert row["status"] == "failed" and "timed out" in row["error"]
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.notebook
+def test_two_at_work_in_one_folder(tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    made = plan_of([make_notebook(tmp_path, "a", WRITES)])
+    with FileLock(tmp_path / "out" / ".lock"):
+        with pytest.raises(ValueError, match="another run is at work"):
+            batch.sweep(made, tmp_path / "out")
+
+
+KILLS_WORKER = """import os, pathlib, signal
+if draft_length == 2 and not pathlib.Path(FLAG).exists():
+    ONCE
+    os.kill(os.getppid(), signal.SIGKILL)
+    __import__('time').sleep(30)"""
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+@pytest.mark.parametrize("always", [False, True])
+def test_the_death_of_a_worker_costs_no_run(tmp_path, always):
+    flag = repr(str(tmp_path / "flag"))
+    cell = KILLS_WORKER.replace("ONCE", "pass" if always else f"pathlib.Path({flag}).touch()")
+    make_notebook(tmp_path, "a", cell.replace("FLAG", flag), WRITES)
+    text = "notebooks: [a.ipynb]\ngrid: {draft_length: [1, 2, 3, 4]}\nworkers: 2"
+    made = read_sweep(make_sweep(tmp_path, text))
+    rows = batch.sweep(made, tmp_path / "out")
+    states = [row["status"] for row in rows]
+    assert states == (["ok", "failed", "ok", "ok"] if always else ["ok"] * 4)
+    if always:
+        assert rows[1]["error"] == "its worker died"
+    assert not list((tmp_path / "out").glob(".work-*"))
+
+
+# ---- killed and resumed
+
+SWEEP = """notebooks: [a.ipynb]
+grid: {draft_length: [1, 2, 3]}
+seeds: 2
+workers: 2
+"""
+
+
+def lasting(table: pd.DataFrame) -> pd.DataFrame:
+    """What must be the same in a sweep that was killed: all but clocks and attempts."""
+    return table.drop(columns=["finished"]).sort_values(["run", "prompt"], ignore_index=True)
+
+
+def start(path: Path, out: Path, **env) -> subprocess.Popen:
+    command = [sys.executable, "-m", "specnb.batch", "sweep", str(path), "--out", str(out)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A sweep of six, its table, and how long it took."""
+    folder = tmp_path_factory.mktemp("sweep")
+    make_notebook(folder, "a", "import time\ntime.sleep(0.5)", WRITES)
+    path, began = make_sweep(folder, SWEEP), time.monotonic()
+    assert start(path, folder / "whole").wait(120) == 0
+    return path, collect(folder / "whole"), time.monotonic() - began
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed(undisturbed, tmp_path):
+    path, whole, seconds = undisturbed
+    rng, n_left = random.Random(4), []
+    for moment in range(3):
+        out = tmp_path / str(moment)
+        process = start(path, out)
+        time.sleep(rng.uniform(0.3, 0.95) * seconds)
+        process.send_signal(signal.SIGKILL)  # the process alone: nobody ends its workers for it
+        process.wait()
+        done = [carry.read_row(p) for p in out.glob("a-*.json")]
+        assert not any(isinstance(row, str) for row in done)  # whole or absent
+        n_left.append(6 - len(done))
+        rows = batch.sweep(read_sweep(path), out)
+        assert [row["status"] for row in rows] == ["ok"] * 6
+        table = collect(out)
+        assert not table.duplicated(["run", "prompt"]).any()
+        pd.testing.assert_frame_equal(lasting(table), lasting(whole))
+    assert max(n_left) > 0  # at least one was killed with work left
+
+
+KILLED_IN_A_WRITE = """import os, pathlib, signal
+plain, flag = os.replace, pathlib.Path({flag!r})
+
+
+def replace(source, goal):
+    if str(goal).endswith(".json") and not flag.exists():
+        flag.touch()
+        half = pathlib.Path(source).read_bytes()
+        pathlib.Path(source).write_bytes(half[: len(half) // 2])
+        os.killpg(0, signal.SIGKILL)
+    return plain(source, goal)
+
+
+os.replace = replace
+"""
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_killed_in_a_write_and_resumed(undisturbed, tmp_path):
+    path, whole, _ = undisturbed
+    (tmp_path / "site").mkdir()
+    flag = tmp_path / "flag"
+    code = KILLED_IN_A_WRITE.format(flag=str(flag))
+    (tmp_path / "site" / "sitecustomize.py").write_text(code)
+    out = tmp_path / "out"
+    there = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    assert start(path, out, PYTHONPATH=there).wait(60) == -signal.SIGKILL and flag.exists()
+    half = list(out.glob(".a-*.json.*.tmp"))
+    assert half and not list(out.glob("a-*.json"))
+    with pytest.raises(ValueError, match="no result"):
+        collect(out)
+    assert {row["status"] for row in batch.sweep(read_sweep(path), out)} == {"ok"}
+    pd.testing.assert_frame_equal(lasting(collect(out)), lasting(whole))
+    assert not list(out.glob(".*.tmp"))
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_half_a_row_would_be_noticed(undisturbed, tmp_path):
+    """What an unsafe write leaves behind: it is neither counted nor trusted, but run again."""
+    path, whole, _ = undisturbed
+    made, out = read_sweep(path), tmp_path / "out"
+    shutil.copytree(path.parent / "whole", out)
+    victim = out / f"{made.runs[0].id}.json"
+    victim.write_text(victim.read_text()[:200])
+    assert collect(out)["run"].nunique() == 5
+    batch.sweep(made, out)
+    pd.testing.assert_frame_equal(lasting(collect(out)), lasting(whole))
+
+
+# ---- a cluster
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_a_dask_cluster_loses_a_worker(undisturbed, tmp_path):
+    path, whole, _ = undisturbed
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+    def dask(*words: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "distributed.cli." + words[0], *words[1:]]
+        log = (tmp_path / f"{words[0]}.log").open("ab")
+        more = {"cwd": tmp_path, "stdout": log, "stderr": log, "start_new_session": True}
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, **more)
+
+    quiet = ("--no-dashboard",)
+    processes = [
+        dask("dask_scheduler", "--host", "127.0.0.1", "--port", address[-5:].lstrip(":"), *quiet)
+    ]
+    single = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", *quiet)
+    try:
+        processes += [dask("dask_worker", address, *single) for _ in range(2)]
+        from distributed import Client
+
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+        sweeping = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "specnb.batch", "sweep", str(path)),
+                *("--out", str(tmp_path / "out"), "--scheduler", address),
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(600):  # until somebody is at work
+            if list((tmp_path / "out").glob(".work-*")):
+                break
+            time.sleep(0.1)
+        os.killpg(processes[-1].pid, signal.SIGKILL)
+        errors = sweeping.communicate(timeout=180)[1]
+        assert sweeping.returncode == 0, errors
+        wide = dask("dask_worker", address, "--nthreads", "3", *single[2:])
+        processes.append(wide)
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+        with pytest.raises(ValueError, match="3 tasks at once; start dask worker"):
+            carry.cluster(address)
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            process.wait()
+    table = collect(tmp_path / "out")
+    assert not table.duplicated(["run", "prompt"]).any()
+    same = lasting(table).drop(columns="machine")
+    pd.testing.assert_frame_equal(same, lasting(whole).drop(columns="machine"))
+
+
+def test_nobody_at_the_address():
+    with pytest.raises(ValueError, match="nobody answers there"):
+        carry.cluster("tcp://127.0.0.1:9")
+
+
+# ---- collected
+
+
+def a_row(**more) -> dict:
+    row = {"id": "a-1", "notebook": "a", "status": "ok", "parameters": {"seed": 3, "width": 2}}
+    row |= {"seed": 3, "headline": {"tau": 2.5}, "measurements": [], "versions": {"torch": "2"}}
+    return row | {"machine": "m", "threads": 1, "finished": "now", "error": ""} | more
+
+
+def test_foreign_files_are_reported_and_left_out(tmp_path, capsys):
+    (tmp_path / "a-1.json").write_text(json.dumps(a_row()))
+    foreign = {
+        "broken.json": "{",
+        "list.json": "[1]",
+        "empty.json": "{}",
+        "code.json": '__import__("os").system("true")',
+        "b-2.json": json.dumps(a_row(id="../../etc/passwd")),
+        "c-3.json": json.dumps(a_row(id="c-3", headline=[])),
+    }
+    for name, text in foreign.items():
+        (tmp_path / name).write_text(text)
+    table = collect(tmp_path)
+    said = capsys.readouterr().err
+    assert list(table["run"]) == ["a-1"]
+    for name in foreign:
+        assert f"left out {name}: " in said
+    assert "it says that it is '../../etc/passwd'" in said and "it has no headline" in said
+    assert carry.finished(tmp_path, plan.Run(Path("b.ipynb"), {}, {}, "b-2")) is None
+
+
+def test_the_table_is_tidy(tmp_path):
+    one = {"task": "caption", "method": "chain", "prompt": 0, "tokens": 12, "target_calls": 4}
+    one |= {"seconds": 0.2, "plain_seconds": 1.0, "plain_tokens": 20, "unknown": 1}
+    rows = [a_row(measurements=[one, one | {"prompt": 1, "target_calls": 3}]), a_row(id="a-2")]
+    for row in rows:
+        (tmp_path / f"{row['id']}.json").write_text(json.dumps(row))
+    (tmp_path / "summary.json").write_text("[]")
+    table = collect(tmp_path)
+    assert list(table["block_efficiency"][:2]) == [3.0, 4.0] and len(table) == 3
+    assert list(table["speedup"][:2]) == pytest.approx([3.0, 3.0])
+    assert list(table["param.width"]) == [2] * 3 and list(table["figure.tau"]) == [2.5] * 3
+    assert "unknown" not in table and list(table["seed"]) == [3] * 3
+    for again in (
+        pd.read_parquet(tmp_path / "table.parquet"),
+        pd.read_csv(tmp_path / "table.csv", keep_default_na=True),
+    ):
+        assert list(again.columns) == list(table.columns) and len(again) == 3
+        assert list(again["tokens"][:2]) == [12, 12]
+
+
+def test_estimates_are_ratios_of_sums_with_intervals():
+    rng = np.random.default_rng(1)
+    n = 400
+    frame = pd.DataFrame(
+        {
+            "method": ["a"] * n + ["b"] * n,
+            "tokens": 60.0,
+            "target_calls": np.r_[rng.integers(10, 21, n), rng.integers(20, 41, n)],
+            "seconds": 0.1,
+            "plain_seconds": np.r_[np.full(n, 0.2), np.full(n, 0.1)],
+            "plain_tokens": 60.0,
+        }
+    )
+    found = estimates(frame, ["method"]).set_index("method")
+    for name in "ab":
+        mine = frame[frame["method"] == name]
+        ratio = mine["tokens"].sum() / mine["target_calls"].sum()
+        line = found.loc[name]
+        assert line["block_efficiency"] == pytest.approx(ratio)
+        assert line["block_efficiency_low"] < ratio < line["block_efficiency_high"]
+        spread = line["block_efficiency_high"] - line["block_efficiency_low"]
+        calls = mine["target_calls"]
+        theory = 2 * 1.96 * ratio * calls.std() / calls.mean() / n**0.5
+        assert spread == pytest.approx(theory, rel=0.15)
+    assert list(found["speedup"]) == pytest.approx([2.0, 1.0])
+    with pytest.raises(ValueError, match="no column 'budget'"):
+        estimates(frame, ["budget"])
+
+
+# ---- the same by papermill alone, and the report
+
+
+@pytest.mark.notebook
+def test_papermill_alone_means_the_same(tmp_path):
+    path = make_notebook(tmp_path, "a", WRITES)
+    (tmp_path / "alone").mkdir()
+    papermill.execute_notebook(
+        path,
+        tmp_path / "alone" / "out.ipynb",
+        parameters={"draft_length": 7, "out_dir": str(tmp_path / "alone")},
+        progress_bar=False,
+    )
+    (row,) = batch.run([path], tmp_path / "out", {"draft_length": 7})
+    alone = json.loads((tmp_path / "alone" / "a.json").read_text())
+    assert alone["headline"] == row["headline"] and alone["measurements"] == row["measurements"]
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_the_report_of_a_sweep(undisturbed, tmp_path, capsys):
+    path, whole, _ = undisturbed
+    out = tmp_path / "out"
+    shutil.copytree(path.parent / "whole", out)
+    assert batch.main(["collect", str(out)]) == 0
+    assert "12 lines of 6 runs" in capsys.readouterr().out
+    bad = json.loads(next(out.glob("a-*.json")).read_text())
+    bad |= {"id": "a-bad", "status": "failed", "error": "it broke", "measurements": []}
+    (out / "a-bad.json").write_text(json.dumps(bad))
+    assert batch.main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "7 runs, 13 lines" in page and "it broke" in page
+    assert page.count("Plotly.newPlot") >= 2  # against draft length
+    tau = whole["tokens"].sum() / whole["target_calls"].sum()
+    assert f"{tau:.2f} (" in page
