@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 
 from specnb import batch, files
 from specnb.batch import carry, collect, estimates, plan, plan_of, read_sweep
+from specnb.batch.execute import execute, finished, read_row
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = "draft_length: int = 4\ntemperature: float = 0.0\nseed: int = 0\nout_dir: str = ''"
@@ -74,7 +76,12 @@ def make_sweep(folder: Path, text: str, name: str = "s.yml") -> Path:
         ("notebooks: [00_start_here]\nsets: [3]", "give names and values"),
         ("notebooks: [00_start_here]\nparameters: {out_dir: x}", "out_dir"),
         ("notebooks: [00_start_here]\nparameters: {target: nowhere/at/all}", "no such folder"),
-        ("notebooks: [00_start_here]\nworkers: 0", "workers=0: give a number >= 1"),
+        ("notebooks: [00_start_here]\nworkers: 0", "workers=0: give a whole number >= 1"),
+        ("notebooks: [00_start_here]\nworkers: 2.0", "workers=2.0"),
+        ("notebooks: [00_start_here]\ntimeout: .inf", "timeout=inf"),
+        ("notebooks: [00_start_here]\nseeds: 0", "seeds=0"),
+        ("notebooks: [00_start_here]\nseeds: []", "seeds=[]"),
+        ("notebooks: [00_start_here]\ngrid: {1: [2]}", "1 is no name of a parameter"),
         ("notebooks: [00_start_here]\nretries: x", "retries='x'"),
         ("notebooks: [00_start_here]\ntimeout: 0.5", "timeout=0.5"),
     ],
@@ -94,6 +101,8 @@ def test_command_lines_are_judged_first(tmp_path, capsys):
         batch.run([notebook], out, {"draft_len": 3})
     with pytest.raises(ValueError, match="no such file"):
         batch.run([notebook, tmp_path / "b.ipynb"], out)
+    with pytest.raises(ValueError, match="did you mean '00_start_here'"):
+        batch.run(["00_start_her"], out)
     with pytest.raises(ValueError, match="named twice"):
         batch.run([notebook, notebook], out)
     with pytest.raises(ValueError, match="--out"):
@@ -160,7 +169,7 @@ def test_the_id_is_the_content(tmp_path, monkeypatch):
     assert changed != first
     for name, other in (("_code", lambda: "x"), ("_data", lambda: "y"), ("versions", dict)):
         with monkeypatch.context() as patch:
-            patch.setattr(plan, name, other)
+            patch.setattr(plan, name, functools.cache(other))
             assert id_of(draft_length=2) != changed, name
 
 
@@ -170,11 +179,18 @@ def test_the_id_holds_what_folders_and_files_hold(tmp_path):
 
     def id_of(text: str) -> str:
         prompts.write_text(text)
-        plan._content.cache_clear()
         return plan_of([lesson], [{"prompts": str(prompts)}]).runs[0].id
 
     one = id_of('{"prompt": "a"}\n')
     assert id_of('{"prompt": "b"}\n') != one and id_of('{"prompt": "a"}\n') == one
+    picture = ROOT / "data" / "pictures"
+    seen = []
+    for name in ("01.png", "02.png"):
+        shutil.copy(picture / name, tmp_path / "seen.png")
+        seen.append(id_of('{"prompt": "a", "image": "seen.png"}\n'))
+    assert seen[0] != seen[1]
+    with pytest.raises(ValueError, match="line 1: this is no JSON"):
+        id_of("{")
     drafter = ROOT / "data" / "models" / "drafter"
     for name in ("x", "y"):
         shutil.copytree(drafter, tmp_path / name)
@@ -185,6 +201,37 @@ def test_the_id_holds_what_folders_and_files_hold(tmp_path):
 
     same = shutil.copytree(tmp_path / "x", tmp_path / "z")
     assert with_draft("x") == with_draft(same.name) != with_draft("y")
+
+
+def test_a_knob_of_ones_own_is_part_of_the_id(tmp_path):
+    """The config class does not know it; the run depends on it all the same."""
+    book = nbformat.read(ROOT / "notebooks" / "00_start_here.ipynb", as_version=4)
+    cell = next(c for c in book.cells if c.metadata.get("tags") == ["parameters"])
+    cell.source += "\nmy_knob: int = 1"
+    nbformat.write(book, tmp_path / "mine.ipynb")
+    sets = [{"my_knob": 1}, {"my_knob": 2}]
+    assert len({run.id for run in plan_of([tmp_path / "mine.ipynb"], sets).runs}) == 2
+    with pytest.raises(ValueError, match="are the same run"):
+        plan_of([tmp_path / "mine.ipynb"], [{}, {"my_knob": 1}])
+
+
+def test_paths_begin_where_they_are_written(tmp_path, monkeypatch):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    text = "notebooks: [00_start_here]\nparameters: {prompts: p.jsonl}"
+    (run,) = read_sweep(make_sweep(tmp_path, text)).runs
+    assert run.given["prompts"] == str(tmp_path / "p.jsonl")
+    monkeypatch.chdir(tmp_path)
+    (again,) = plan_of(["00_start_here"], [{"prompts": "p.jsonl"}]).runs
+    assert again.id == run.id and again.given == run.given
+
+
+@pytest.mark.notebook
+def test_what_has_changed_since_the_plan_is_not_run(tmp_path):
+    path = make_notebook(tmp_path, "a", WRITES)
+    made = plan_of([path])
+    make_notebook(tmp_path, "a", WRITES, "# edited in the night")
+    (row,) = batch.sweep(made, tmp_path / "out")
+    assert row["status"] == "failed" and "not those of the plan" in row["error"]
 
 
 def test_default_and_given_default_are_the_same_run():
@@ -261,6 +308,25 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path, capsys):
     assert count.read_text() == "2" and "2 of 3 runs are finished" in capsys.readouterr().err
     count.write_text("")
     assert batch.main(argv) == 0 and count.read_text() == ""
+    with pytest.raises(SystemExit):
+        batch.main([*argv, "--workers", "0"])
+    assert "workers=0" in capsys.readouterr().err
+
+
+@pytest.mark.notebook
+def test_a_failure_never_replaces_a_result(tmp_path):
+    """Two workers on one run, as after a kill on a cluster: the one that fails comes last."""
+    path = make_notebook(tmp_path, "a", "assert not __import__('os').environ.get('BAD')", WRITES)
+    (run,) = plan_of([path]).runs
+    first = execute(run, tmp_path, 60)
+    body = (tmp_path / f"{run.id}.ipynb").read_bytes()
+    os.environ["BAD"] = "1"
+    try:
+        assert execute(run, tmp_path, 60) == first
+    finally:
+        del os.environ["BAD"]
+    assert finished(tmp_path, run) == first
+    assert (tmp_path / f"{run.id}.ipynb").read_bytes() == body
 
 
 @pytest.mark.notebook
@@ -304,7 +370,11 @@ def test_the_death_of_a_worker_costs_no_run(tmp_path, always):
     states = [row["status"] for row in rows]
     assert states == (["ok", "failed", "ok", "ok"] if always else ["ok"] * 4)
     if always:
-        assert rows[1]["error"] == "its worker died"
+        assert rows[1]["error"] == "its worker died 3 times (BrokenProcessPool)"
+        table = collect(tmp_path / "out")  # it is in the table, and its notebook is kept
+        assert list(table[table["status"] == "failed"]["run"]) == [rows[1]["id"]]
+        kept = (tmp_path / "out" / f"{rows[1]['id']}.ipynb").read_text()
+        assert "This run failed" in kept
     assert not list((tmp_path / "out").glob(".work-*"))
 
 
@@ -355,7 +425,7 @@ def test_killed_at_any_moment_and_resumed(undisturbed, tmp_path):
         time.sleep(rng.uniform(0.3, 0.95) * seconds)
         process.send_signal(signal.SIGKILL)  # the process alone: nobody ends its workers for it
         process.wait()
-        done = [carry.read_row(p) for p in out.glob("a-*.json")]
+        done = [read_row(p) for p in out.glob("a-*.json")]
         assert not any(isinstance(row, str) for row in done)  # whole or absent
         n_left.append(6 - len(done))
         rows = batch.sweep(read_sweep(path), out)
@@ -366,12 +436,12 @@ def test_killed_at_any_moment_and_resumed(undisturbed, tmp_path):
     assert max(n_left) > 0  # at least one was killed with work left
 
 
-KILLED_IN_A_WRITE = """import os, pathlib, signal
+KILLED_IN_A_WRITE = """import os, pathlib, re, signal
 plain, flag = os.replace, pathlib.Path({flag!r})
 
 
 def replace(source, goal):
-    if str(goal).endswith(".json") and not flag.exists():
+    if re.fullmatch(r"a-[0-9a-f]{{16}}\\.json", os.path.basename(goal)) and not flag.exists():
         flag.touch()
         half = pathlib.Path(source).read_bytes()
         pathlib.Path(source).write_bytes(half[: len(half) // 2])
@@ -488,6 +558,7 @@ def test_nobody_at_the_address():
 def a_row(**more) -> dict:
     row = {"id": "a-1", "notebook": "a", "status": "ok", "parameters": {"seed": 3, "width": 2}}
     row |= {"seed": 3, "headline": {"tau": 2.5}, "measurements": [], "versions": {"torch": "2"}}
+    row |= {"seconds": 1.0}
     return row | {"machine": "m", "threads": 1, "finished": "now", "error": ""} | more
 
 
@@ -508,8 +579,8 @@ def test_foreign_files_are_reported_and_left_out(tmp_path, capsys):
     assert list(table["run"]) == ["a-1"]
     for name in foreign:
         assert f"left out {name}: " in said
-    assert "it says that it is '../../etc/passwd'" in said and "it has no headline" in said
-    assert carry.finished(tmp_path, plan.Run(Path("b.ipynb"), {}, {}, "b-2")) is None
+    assert "its id '../../etc/passwd' is no plain name" in said and "it has no headline" in said
+    assert finished(tmp_path, plan.Run(Path("b.ipynb"), {}, {}, "b-2")) is None
 
 
 def test_the_table_is_tidy(tmp_path):
@@ -530,6 +601,25 @@ def test_the_table_is_tidy(tmp_path):
     ):
         assert list(again.columns) == list(table.columns) and len(again) == 3
         assert list(again["tokens"][:2]) == [12, 12]
+
+
+def test_rows_of_other_code_are_named_and_left_out(tmp_path, capsys):
+    for name in ("a-1", "a-2"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(a_row(id=name)))
+    (tmp_path / "plan.json").write_text('["a-2"]')
+    assert list(collect(tmp_path)["run"]) == ["a-2"]
+    assert "left out a-1.json: it is not of the last sweep" in capsys.readouterr().err
+
+
+def test_an_odd_row_stops_nobody(tmp_path, capsys):
+    one = {"task": "t", "method": "m", "prompt": 0, "tokens": 12, "target_calls": 4, "seconds": 1}
+    odd = [one | {"tokens": "12"}, {"x": 1}, 7]
+    rows = [a_row(id="a-1", measurements=[one, *odd]), a_row(id="a-2", parameters={"width": "4"})]
+    for row in rows:
+        (tmp_path / f"{row['id']}.json").write_text(json.dumps(row))
+    table = collect(tmp_path)
+    assert list(table["param.width"]) == ["2", "4"] and table["speedup"].isna().all()
+    assert "left out of a-1: 3 lines" in capsys.readouterr().err
 
 
 def test_estimates_are_ratios_of_sums_with_intervals():
@@ -590,6 +680,7 @@ def test_the_report_of_a_sweep(undisturbed, tmp_path, capsys):
     bad = json.loads(next(out.glob("a-*.json")).read_text())
     bad |= {"id": "a-bad", "status": "failed", "error": "it broke", "measurements": []}
     (out / "a-bad.json").write_text(json.dumps(bad))
+    (out / "plan.json").unlink()  # or it would be none of the sweep's
     assert batch.main(["report", str(out)]) == 0
     page = (out / "report.html").read_text()
     assert "7 runs, 13 lines" in page and "it broke" in page

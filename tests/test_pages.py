@@ -9,7 +9,8 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 
-from specnb import batch, pages
+from specnb import batch
+from specnb.batch import pages
 
 FORMULA = "Then $1 + \\alpha^2$ tokens, `$not$ this`.\n\n```\n$nor$ this\n```\n\n$$\\sqrt{x}$$"
 FOLD = "<details><summary>Hint</summary>\n\nTry **this**.\n\n</details>"
@@ -39,7 +40,8 @@ def folder(tmp_path):
     )
     nbformat.write(book, tmp_path / "00_one-1.ipynb")
     ran = {"id": "00_one-1", "notebook": "00_one", "seconds": 3.2, "status": "ok", "error": ""}
-    not_ran = {
+    ran |= {"parameters": {}, "measurements": [], "versions": {}}
+    not_ran = ran | {
         "id": "01-2",
         "notebook": "01_<b>",
         "seconds": 0.1,
@@ -80,6 +82,17 @@ def test_the_index_shows_every_notebook(folder):
     assert '<a href="00_one-1.html">' in text and "data:image/svg+xml;base64" in text
     assert "<dt>tau</dt><dd>3.14</dd>" in text
     assert "01_&lt;b&gt;" in text and "no &lt;i&gt;" in text and '"01_<b>' not in text
+
+
+def test_a_foreign_row_writes_nothing_outside(folder, capsys):
+    rows = json.loads((folder / "summary.json").read_text())
+    victim = folder.parent / "victim.ipynb"
+    victim.write_bytes((folder / "00_one-1.ipynb").read_bytes())
+    rows += [rows[0] | {"id": "../victim"}, {"id": "x"}, 3]
+    (folder / "summary.json").write_text(json.dumps(rows))
+    assert len(pages.write(folder)) == 2 and not victim.with_suffix(".html").exists()
+    said = capsys.readouterr().err
+    assert "'../victim' is no plain name" in said and "no JSON object" in said
 
 
 def test_command_line(folder, capsys):

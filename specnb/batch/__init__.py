@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from specnb import pages
-from specnb.batch import carry
+from specnb.batch import carry, pages
 from specnb.batch.collect import collect, report
 from specnb.batch.estimate import estimates
 from specnb.batch.plan import ROOT, Plan, plan_of, read_sweep
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("run", help="execute notebooks")
     one.add_argument("--out", metavar="DIR", help="results (runs/<timestamp>)")
     one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    one.add_argument("notebook", nargs="*", help="(all in notebooks/)")
+    one.add_argument("notebook", nargs="*", help="(all lessons in notebooks/)")
     many = commands.add_parser("sweep", help="execute a sweep file, or go on with it")
     many.add_argument("file", metavar="FILE", help="YAML; data/sweeps/ has some")
     many.add_argument("--out", metavar="DIR", help="results (runs/<name of the sweep>)")
@@ -127,32 +127,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return {"run": _run, "sweep": _sweep}.get(given.command, _after)(given)
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("stopped; the same call goes on from here", file=sys.stderr)
+        return 130
 
 
 def _run(given: argparse.Namespace) -> int:
-    notebooks = given.notebook or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    lessons = (ROOT / "notebooks").glob("[0-8]*.ipynb")  # 9x are reports on other runs
+    notebooks = given.notebook or sorted(lessons)
     if not notebooks:
         raise ValueError("no notebooks in notebooks/")
     out_dir = Path(given.out or ROOT / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}")
-    return _told(run(notebooks, out_dir, {name: _value(text) for name, text in given.p}), out_dir)
+    rows = run(notebooks, out_dir, {name: _value(text) for name, text in given.p})
+    print(table(rows), f"\nresults: {out_dir}", sep="\n")
+    print(f"to read: {pages.write(out_dir)[-1]}")
+    return _code(rows)
 
 
 def _sweep(given: argparse.Namespace) -> int:
     plan = read_sweep(given.file)
-    changed = {k: getattr(given, k) for k in ("workers", "threads") if getattr(given, k)}
+    asked = {"workers": given.workers, "threads": given.threads}
+    changed = {name: value for name, value in asked.items() if value is not None}
     plan = replace(plan, **changed)
     folder = Path(given.out or ROOT / "runs" / plan.name)
     if given.dry_run:
         print(listed(plan, folder))
         return 0
     rows = sweep(plan, folder, given.scheduler)
-    collect(folder)
-    return _told(rows, folder)
-
-
-def _told(rows: list[dict[str, Any]], folder: Path) -> int:
     print(table(rows), f"\nresults: {folder}", sep="\n")
-    print(f"to read: {pages.write(folder)[-1]}")
+    collect(folder)
+    print(f"to read: python -m specnb.batch report {folder}")
+    return _code(rows)
+
+
+def _code(rows: Sequence[Mapping[str, Any]]) -> int:
+    """1 where a run has failed."""
     return int(any(row["status"] != "ok" for row in rows))
 
 

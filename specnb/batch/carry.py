@@ -17,41 +17,27 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from specnb.batch.execute import WORK, described, execute, prepare
+from specnb.batch.execute import (
+    EXECUTED,
+    WORK,
+    described,
+    execute,
+    finished,
+    keep,
+    prepare,
+    write_row,
+)
 from specnb.batch.plan import Plan, Run
 from specnb.files import write_whole
 
-DEATHS = 3  # of workers that a run may see before it is given up
-
-
-def finished(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The row of a run that has ended well; None where there is none, or none that can be read."""
-    row = read_row(folder / f"{run.id}.json")
-    return row if isinstance(row, dict) and row["status"] == "ok" else None
-
-
-def read_row(path: Path) -> dict[str, Any] | str:
-    """A row, or why it is none."""
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return "it is not there"
-    except (OSError, ValueError) as error:
-        return f"it cannot be read ({error})"
-    if not isinstance(row, dict):
-        return "it is no JSON object"
-    kinds = {"id": str, "notebook": str, "status": str, "parameters": dict, "headline": dict}
-    for key, kind in {**kinds, "measurements": list, "versions": dict}.items():
-        if not isinstance(row.get(key), kind):
-            return f"it has no {key}"
-    if row["id"] != path.stem:  # a name from a file's content is never used as a path
-        return f"it says that it is {row['id']!r}"
-    return row
+DEATHS = 3  # of workers that a run may cost before it is given up
+PLAN = "plan.json"  # the ids of the last call: what a table is made of
 
 
 def local(plan: Plan) -> Executor:
@@ -104,85 +90,105 @@ def carry_out(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _carry_out(plan, folder, executor or (lambda: local(plan)))
+            return _carry_out(plan, folder, executor)
     except Timeout:
         raise ValueError(f"out={str(folder)!r}: another run is at work in this folder") from None
 
 
-def _carry_out(plan: Plan, folder: Path, executor: Callable[[], Executor]) -> list[dict[str, Any]]:
+def _carry_out(
+    plan: Plan, folder: Path, executor: Callable[[], Executor] | None
+) -> list[dict[str, Any]]:
     _sweep_up(folder)
+    ids = [run.id for run in plan.runs]
+    write_whole(folder / PLAN, json.dumps(ids, indent=1) + "\n")
     rows = {run.id: finished(folder, run) for run in plan.runs}
-    todo = [run for run in plan.runs if rows[run.id] is None]
-    attempts = dict.fromkeys((run.id for run in todo), 0)
+    waiting = [run for run in plan.runs if rows[run.id] is None]
+    attempts = dict.fromkeys((run.id for run in waiting), 0)
     deaths = dict.fromkeys(attempts, 0)
-    progress = Progress(len(todo), len(plan.runs) - len(todo))
+    progress = Progress(len(waiting), len(ids) - len(waiting))
     pending: dict[Future, Run] = {}
-    workers = executor()
+    # On this machine nothing waits inside the pool: what waits there cannot be called back.
+    window = len(waiting) if executor else plan.workers
+    make = executor or (lambda: local(plan))
+    workers = make()
 
-    def submit(run: Run) -> None:
+    def submit(run: Run, to: Executor) -> Future:
         number = attempts[run.id] + 1
-        future = workers.submit(execute, run, folder, plan.timeout, number, plan.threads)
-        pending[future] = run
+        return to.submit(execute, run, folder, plan.timeout, number, plan.threads)
 
     def over(run: Run, row: dict[str, Any]) -> None:
         """A run has come back: once more, or that is it."""
         attempts[run.id] += 1
         if row["status"] != "ok" and attempts[run.id] <= plan.retries:
-            submit(run)
+            waiting.append(run)
         else:
             rows[run.id] = row
             progress.step(run, row)
 
-    def died(run: Run, why: str) -> None:
-        """Its worker is gone; that is not the notebook's own failure, the first times."""
-        row = finished(folder, run)  # it may have been written before
+    def died(run: Run, error: Exception) -> None:
+        """Its worker is gone: that is not the notebook's own failure, the first times."""
         deaths[run.id] += 1
-        if row is None and deaths[run.id] < DEATHS:
-            submit(run)
+        if deaths[run.id] < DEATHS:
+            waiting.append(run)
         else:
-            over(run, row or described(run) | {"error": why})
+            attempts[run.id] = plan.retries
+            over(run, _given_up(run, folder, error))
+
+    def alone(run: Run) -> None:
+        """One that was at work when a worker died, in a pool of its own: was it the cause?"""
+        with local(replace(plan, workers=1)) as solo:
+            future = submit(run, solo)
+            try:
+                over(run, future.result())
+            except BrokenExecutor as error:
+                died(run, error)
 
     try:
-        for run in todo:
-            submit(run)
-        while pending:
+        while waiting or pending:
+            while waiting and len(pending) < window:
+                run = waiting.pop(0)
+                pending[submit(run, workers)] = run
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            lost: list[Run] = []
+            broken = False
             for future in done:
                 run = pending.pop(future)
                 try:
                     over(run, future.result())
                 except BrokenExecutor:
-                    lost.append(run)
-                except Exception as error:  # of the executor: `execute` itself raises nothing
-                    died(run, f"its worker died ({type(error).__name__})")
-            if lost:  # no pool survives the death of a worker: a new one, with all that was waiting
-                lost += pending.values()
+                    broken, pending[future] = True, run
+                except Exception as error:  # of a cluster: `execute` itself raises nothing
+                    died(run, error)
+            if broken:  # no pool survives the death of a worker, and all in it die with it
+                lost = list(pending.values())
                 pending.clear()
                 workers.shutdown()
-                workers = executor()
-                begun = _sweep_up(folder)
+                workers = make()
                 for run in lost:
-                    if any(name.startswith(f"{WORK}{run.id}-") for name in begun):
-                        died(run, "its worker died")
-                    else:
-                        submit(run)
+                    row = finished(folder, run)  # it may have been written before
+                    over(run, row) if row else alone(run)
     finally:
         for future in pending:
             future.cancel()
-        workers.shutdown(wait=False)
+        workers.shutdown(wait=executor is None)
         progress.close()
-    found = [rows[run.id] for run in plan.runs]
+    _sweep_up(folder)
+    found = [rows[one] for one in ids]
     write_whole(folder / "summary.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return found
 
 
-def _sweep_up(folder: Path) -> list[str]:
-    """Removes what killed processes have left, and gives the names of it."""
-    left = [*folder.glob(f"{WORK}*"), *folder.glob(".*.tmp")]
-    for path in left:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-    return [path.name for path in left]
+def _given_up(run: Run, folder: Path, error: Exception) -> dict[str, Any]:
+    """The row of a run that has killed every worker; its notebook is kept as far as it came."""
+    row = described(run) | {"error": f"its worker died {DEATHS} times ({type(error).__name__})"}
+    for work in sorted(folder.glob(f"{WORK}{run.id}-*")):
+        keep(work / EXECUTED, folder / f"{run.id}.ipynb", row["error"])
+    return write_row(folder, row)
+
+
+def _sweep_up(folder: Path) -> None:
+    """Removes what killed processes have left."""
+    for path in [*folder.glob(f"{WORK}*"), *folder.glob(".*.tmp")]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 class Progress:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specnb.batch.carry import read_row
+from specnb.batch.carry import PLAN
+from specnb.batch.execute import read_row
 from specnb.batch.plan import ROOT
 from specnb.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
-APART = ("summary.json",)  # not a row
-FIGURES = ("task", "method", "budget", "prompt", "tokens", "target_calls", "drafted", "accepted")
-TIMES = ("seconds", "plain_seconds", "plain_tokens")
+APART = ("summary.json", PLAN)  # not a row
+TEXTS = ("task", "method")
+NUMBERS = ("budget", "prompt", "tokens", "target_calls", "drafted", "accepted")
+NUMBERS += ("seconds", "plain_seconds", "plain_tokens")
 
 
 def collect(folder: str | Path) -> pd.DataFrame:
@@ -33,11 +36,14 @@ def collect(folder: str | Path) -> pd.DataFrame:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"folder {folder}: there is no such folder")
+    wanted = _planned(folder)
     lines: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         if path.name in APART:
             continue
         row = read_row(path)
+        if isinstance(row, dict) and wanted and row["id"] not in wanted:
+            row = "it is not of the last sweep here"
         if isinstance(row, str):
             print(f"left out {path.name}: {row}", file=sys.stderr)
             continue
@@ -45,15 +51,28 @@ def collect(folder: str | Path) -> pd.DataFrame:
     if not lines:
         raise ValueError(f"folder {folder}: it has no result of a run")
     table = pd.DataFrame(lines)
-    if "target_calls" in table:
+    if "tokens" in table:
+        missing = [name for name in NUMBERS if name not in table]
+        table[missing] = float("nan")
         table["block_efficiency"] = table["tokens"] / table["target_calls"]
         plain = table["plain_seconds"] / table["plain_tokens"]
         table["speedup"] = plain / (table["seconds"] / table["tokens"])
+    for name in table.select_dtypes("object"):
+        if len({type(value) for value in table[name].dropna()}) > 1:  # Parquet wants one kind
+            table[name] = table[name].map(str, na_action="ignore")
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)
     write_whole(folder / "table.parquet", parquet.getvalue())
     write_whole(folder / "table.csv", table.to_csv(index=False))
     return table
+
+
+def _planned(folder: Path) -> set[str]:
+    """The ids of the last call in this folder; empty where that is not known."""
+    try:
+        return set(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return set()
 
 
 def _lines(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,11 +82,20 @@ def _lines(row: dict[str, Any]) -> list[dict[str, Any]]:
     after = {f"figure.{k}": v for k, v in row["headline"].items() if not isinstance(v, dict | list)}
     after |= {f"version.{k}": v for k, v in row["versions"].items()}
     after |= {key: row.get(key) for key in ("machine", "threads", "finished", "error")}
-    known = (*FIGURES, *TIMES)
-    found = [one for one in row["measurements"] if isinstance(one, dict)]
+    found = [one for one in row["measurements"] if _is_measured(one)]
+    if len(found) < len(row["measurements"]):
+        n = len(row["measurements"]) - len(found)
+        print(f"left out of {row['id']}: {n} lines that are no measurement", file=sys.stderr)
+    known = (*TEXTS, *NUMBERS)
     return [
         common | {key: one[key] for key in known if key in one} | after for one in found or [{}]
     ]
+
+
+def _is_measured(one: Any) -> bool:
+    if not isinstance(one, dict) or not all(one.get(k) for k in ("tokens", "target_calls")):
+        return False
+    return all(isinstance(one.get(name, 0) or 0, int | float) for name in NUMBERS)
 
 
 def report(folder: str | Path) -> Path:
@@ -77,19 +105,22 @@ def report(folder: str | Path) -> Path:
     """
     import papermill
 
-    from specnb import pages
+    from specnb.batch import pages
 
     folder = Path(folder).resolve()
     collect(folder)
     executed = folder / "report.ipynb"
-    papermill.execute_notebook(
-        str(ROOT / "notebooks" / "90_report.ipynb"),
-        str(executed),
-        parameters={"folder": str(folder)},
-        cwd=str(ROOT),
-        progress_bar=False,
-        store_widget_state=False,
-    )
+    try:
+        papermill.execute_notebook(
+            str(ROOT / "notebooks" / "90_report.ipynb"),
+            str(executed),
+            parameters={"folder": str(folder)},
+            cwd=str(ROOT),
+            progress_bar=False,
+            store_widget_state=False,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"the report stopped: {error.ename}: {error.evalue}") from error
     body, _ = pages.page(executed)
     write_whole(folder / "report.html", body)
     return folder / "report.html"

@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from specnb.batch.plan import ROOT, Run
+from specnb.batch.plan import ROOT, SAFE, Run, identity, look_anew
 from specnb.files import write_whole
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # tracebacks come in colour
 WATCH_S = 1.0
+EXECUTED = "executed.ipynb"
 WORK = ".work-"  # how a run's own folder begins while it is under way
 
 
@@ -47,13 +48,35 @@ def execute(
     ("ok" or "failed"), error, headline (figures by name), measurements, parameters, versions and
     machine. Nothing is raised for what goes wrong inside the notebook.
     """
-    import papermill
-
     prepare(threads)
     start_s = time.monotonic()
     row = described(run) | {"attempt": attempt, "threads": threads}
+    try:
+        row |= _executed(run, folder, start_s + timeout)
+    except Exception as error:  # whatever goes wrong in one, the others still run
+        row["error"] = _in_words(error)
+        if before := finished(folder, run):
+            return before  # another worker has done it: a failure never replaces a result
+    row["seconds"] = round(time.monotonic() - start_s, 2)
+    return write_row(folder, row)
+
+
+def write_row(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes `<id>.json`, from when on the run is over; the row with its time."""
+    row = {**row, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_whole(folder / f"{row['id']}.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
+    return row
+
+
+def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
+    """Runs the notebook and keeps it, with its error where it fails; what its row gets to know."""
+    import papermill
+
+    look_anew()
+    if identity(run.notebook, run.parameters) != run.id:
+        raise RuntimeError("code, notebook, data or versions here are not those of the plan")
     with tempfile.TemporaryDirectory(prefix=f"{WORK}{run.id}-", dir=folder) as work:
-        executed, result = Path(work) / "executed.ipynb", Path(work) / f"{run.notebook.stem}.json"
+        executed, result = Path(work) / EXECUTED, Path(work) / f"{run.notebook.stem}.json"
         try:
             papermill.execute_notebook(
                 str(run.notebook),
@@ -62,23 +85,72 @@ def execute(
                 cwd=str(ROOT),  # from anywhere, notebooks find specnb and data/
                 progress_bar=False,
                 store_widget_state=False,  # megabytes, and Colab refuses such files
-                timeout_func=lambda _: max(1, int(timeout - (time.monotonic() - start_s))),
+                timeout_func=lambda _: max(1, int(deadline - time.monotonic())),
             )
             if not result.is_file():
                 raise RuntimeError(f"ran to its end, but wrote no {result.name}")
             written = json.loads(result.read_text(encoding="utf-8"))
-            row |= {"headline": written["headline"], "result": written, "status": "ok"}
-            row["measurements"] = row["result"].pop("measurements", [])
-        except Exception as error:  # whatever goes wrong in one, the others still run
-            row["error"] = _in_words(error)
-        if executed.is_file():
-            body = executed.read_text(encoding="utf-8")
-            row["cell_seconds"] = round(_cell_seconds(body), 2)
-            write_whole(folder / f"{run.id}.ipynb", body)
-    row["seconds"] = round(time.monotonic() - start_s, 2)
-    row["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    write_whole(folder / f"{run.id}.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
+            found = {"headline": written.pop("headline", None), "result": written, "status": "ok"}
+            found["measurements"] = written.pop("measurements", [])
+            if not isinstance(found["headline"], dict) or not isinstance(
+                found["measurements"], list
+            ):
+                raise RuntimeError(f"{result.name} has no headline by name, or no list measured")
+        except Exception as error:
+            if finished(folder, run) is None:
+                keep(executed, folder / f"{run.id}.ipynb", _in_words(error))
+            raise
+        body = executed.read_text(encoding="utf-8")
+        write_whole(folder / f"{run.id}.ipynb", body)
+        return found | {"cell_seconds": round(_cell_seconds(body), 2)}
+
+
+def keep(executed: Path, goal: Path, error: str) -> None:
+    """Keeps the notebook of a failed run, as far as it came, with the error at its top."""
+    if not executed.is_file():
+        return
+    import nbformat
+
+    book = nbformat.read(executed, as_version=4)
+    book.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run failed**: {error}"))
+    write_whole(goal, nbformat.writes(book) + "\n")
+
+
+def finished(folder: Path, run: Run) -> dict[str, Any] | None:
+    """The row of a run that has ended well; None where there is none, or none that can be read."""
+    row = read_row(folder / f"{run.id}.json")
+    return row if isinstance(row, dict) and row["status"] == "ok" else None
+
+
+def read_row(path: Path) -> dict[str, Any] | str:
+    """A row, or why it is none."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "it is not there"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read ({error})"
+    if why := unsound(row):
+        return why
+    if row["id"] != path.stem:
+        return f"it says that it is {row['id']!r}"
     return row
+
+
+KINDS = {"id": str, "notebook": str, "status": str, "error": str, "seconds": int | float}
+KINDS |= {"parameters": dict, "headline": dict, "measurements": list, "versions": dict}
+
+
+def unsound(row: Any) -> str:
+    """Why this is no row, whoever wrote it; empty where it is one."""
+    if not isinstance(row, dict):
+        return "it is no JSON object"
+    for key, kind in KINDS.items():
+        if not isinstance(row.get(key), kind):
+            return f"it has no {key}"
+    if not SAFE.fullmatch(row["id"]):  # it becomes a file's name
+        return f"its id {row['id']!r} is no plain name"
+    return ""
 
 
 def _in_words(error: Exception) -> str:

@@ -9,15 +9,17 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specnb.files import sum_of
+from specnb.files import sha256_of, sum_of
 
 ROOT = Path(__file__).resolve().parents[2]
+PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
 TIMEOUT_S = 600  # per run: one that never ends must not hold up the night
 SAFE = re.compile(r"[A-Za-z0-9][\w.-]*")
 CONFIG = re.compile(r"sn\.(?:notebook\.)?(\w*Config)\.from_notebook")
@@ -61,10 +63,10 @@ class Plan:
 
 
 def _number(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-        raise ValueError(f"{name}={value!r}: give a number >= {least}")
-    if name != "timeout" and value != int(value):
-        raise ValueError(f"{name}={value!r}: give a whole number")
+    kinds = (int, float) if name == "timeout" else (int,)
+    if type(value) not in kinds or not math.isfinite(value) or value < least:
+        kind = "number" if name == "timeout" else "whole number"
+        raise ValueError(f"{name}={value!r}: give a {kind} >= {least}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -74,26 +76,45 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def plan_of(
-    notebooks: Sequence[str | Path], sets: Sequence[Mapping[str, Any]] = ({},), **how: Any
+    notebooks: Sequence[str | Path],
+    sets: Sequence[Mapping[str, Any]] = ({},),
+    base: Path | None = None,
+    **how: Any,
 ) -> Plan:
     """Every notebook with every set of parameters. ValueError, before anything runs, where a
-    notebook or a name is missing, a value is wrong, or two runs would be the same."""
-    paths = [Path(notebook).resolve() for notebook in notebooks]
+    notebook or a name is missing, a value is wrong, or two runs would be the same.
+
+    A notebook is a name in notebooks/ or a path; paths, also those of models and prompts, begin at
+    `base` (the working directory), or else at the project.
+    """
+    look_anew()
+    base = (base or Path.cwd()).resolve()
+    paths = [_notebook(str(notebook), base) for notebook in notebooks]
     for path in paths:
-        if not path.is_file():
-            raise ValueError(f"notebook {path}: no such file")
         if not SAFE.fullmatch(path.stem):
             raise ValueError(f"notebook {path.name}: rename it, letters, digits and _.- only")
     stems = [path.stem for path in paths]
     if len(set(stems)) < len(stems):
         raise ValueError(f"notebooks={stems}: one of them is named twice")
-    runs = [run_of(path, given) for path in paths for given in sets]
+    runs = [run_of(path, _absolute(given, base)) for path in paths for given in sets]
+    if not runs:
+        raise ValueError("there is nothing to run: give at least one set of parameters")
     seen: dict[str, Run] = {}
     for run in runs:
         if run.id in seen:
             raise ValueError(f"{run} and {seen[run.id]} are the same run: leave one out")
         seen[run.id] = run
     return Plan(tuple(runs), **how)
+
+
+def _absolute(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """The same with whole paths: a run has a working directory of its own."""
+    found = dict(given)
+    for name in PATHS:
+        there = base / str(given.get(name) or "")
+        if given.get(name) and there.exists():
+            found[name] = str(there.resolve())
+    return found
 
 
 def run_of(path: Path, given: Mapping[str, Any]) -> Run:
@@ -109,24 +130,35 @@ def run_of(path: Path, given: Mapping[str, Any]) -> Run:
         raise ValueError(f"{path.name} has no parameter {name!r}{hint}; it has: {there}")
     parameters = _checked(path, given, known)
     parameters.pop("out_dir")
-    return Run(path, dict(given), parameters, _id(path, parameters))
+    return Run(path, given, parameters, identity(path, parameters))
 
 
 def _checked(path: Path, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of the notebook with the given ones in place, judged by its own config."""
     from specnb import notebook as lessons
 
-    source = _source(path)
-    config = CONFIG.search("\n".join(text for _, text in source))
-    if config is None:  # a notebook of the reader's own, without one
-        return {name: given.get(name, info["default"]) for name, info in known.items()}
-    kind = getattr(lessons, config[1])
-    defaults = {name: ast.literal_eval(info["default"]) for name, info in known.items()}
+    source = "\n".join(text for _, text in _source(path))
+    config = CONFIG.search(source)
+    kind = getattr(lessons, config[1], None) if config else None
+    every = {name: _default(path, name, info["default"]) for name, info in known.items()}
+    every |= given
+    if kind is None:  # a notebook of the reader's own
+        return every
     try:
-        return asdict(kind.from_notebook({**defaults, **given}))
+        checked = kind.from_notebook(every)
+        if getattr(checked, "prompts", ""):
+            lessons.items(checked)  # every line of the file is judged, and its pictures opened
+        return every | asdict(checked)
     except ValueError as error:
         words = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"{path.stem} ({words}): {error}") from None
+
+
+def _default(path: Path, name: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"{path.name}: give {name} a plain value, not {text}") from None
 
 
 def _source(path: Path) -> list[tuple[str, str]]:
@@ -137,12 +169,15 @@ def _source(path: Path) -> list[tuple[str, str]]:
     return [(cell.cell_type, cell.source) for cell in book.cells]
 
 
-def _id(path: Path, parameters: Mapping[str, Any]) -> str:
-    """The content of a run as a name: what would give the same result has the same id."""
-    held = {
-        name: _content(value) if name in ("target", "draft", "prompts") else value
-        for name, value in parameters.items()
-    }
+def look_anew() -> None:
+    """Forgets what files held: they may have changed since."""
+    for sum_ in (_code, _data, _content):
+        sum_.cache_clear()
+
+
+def identity(path: Path, parameters: Mapping[str, Any]) -> str:
+    """The content of a run as its id: what would give the same result has the same one."""
+    held = {name: _content(value) if name in PATHS else value for name, value in parameters.items()}
     what = {
         "notebook": path.stem,
         "source": _source(path),
@@ -168,10 +203,11 @@ def _code() -> str:
 
 @functools.cache
 def _data() -> str:
-    """Everything in data/ but the sweep files themselves and texts about it."""
+    """Models, tokenizer, texts and pictures in data/, but not what is said about them."""
     folder = ROOT / "data"
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
-    return sum_of(folder, (path for path in files if "sweeps" not in path.parts))
+    parts = ("models", "tokenizer", "eval", "pictures")
+    files = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    return sum_of(folder, (path for path in files if path.suffix != ".md"))
 
 
 @functools.cache
@@ -181,8 +217,15 @@ def _content(name: str) -> str:
     if not name or not path.exists():
         return name
     if path.is_file():
-        return sum_of(path.parent, [path])
+        sums = [sha256_of(file) for file in [path, *_pictures_of(path)]]
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
     return sum_of(path, (file for file in path.rglob("*") if file.is_file()))
+
+
+def _pictures_of(prompts: Path) -> list[Path]:
+    """The pictures that a prompt file names, in its order."""
+    rows = (json.loads(line) for line in prompts.read_text("utf-8").splitlines() if line.strip())
+    return [prompts.parent / row["image"] for row in rows if row.get("image")]
 
 
 # ------------------------------------------------------------------------------- sweep files
@@ -215,9 +258,12 @@ def _plan(asked: dict, path: Path) -> Plan:
     name = asked.get("name", path.stem)
     if not isinstance(name, str) or not SAFE.fullmatch(name):
         raise ValueError(f"name={name!r}: give a plain name, letters, digits and _.- only")
-    notebooks = [_notebook(entry, path) for entry in _list(asked, "notebooks")]
+    notebooks = _list(asked, "notebooks")
     if not notebooks:
         raise ValueError("notebooks=[]: name at least one")
+    for entry in notebooks:
+        if not isinstance(entry, str):
+            raise ValueError(f"notebooks: {entry!r}: give a name or a path")
     common = _mapping(asked, "parameters")
     grid = {key: _values(key, value) for key, value in _mapping(asked, "grid").items()}
     sets = [_entry(entry) for entry in _list(asked, "sets")]
@@ -229,22 +275,24 @@ def _plan(asked: dict, path: Path) -> Plan:
     if seeds is not None:
         if any("seed" in one for one in (common, *sets)):
             raise ValueError("seeds and a parameter seed: give one of them")
-        seeds = list(range(seeds)) if isinstance(seeds, int) else _list(asked, "seeds")
+        if type(seeds) is int and seeds > 0:
+            seeds = list(range(seeds))
+        elif not isinstance(seeds, list) or not seeds:
+            raise ValueError(f"seeds={seeds!r}: give a list, as in [1, 2], or a number >= 1")
         sets = [{**one, "seed": seed} for one in sets for seed in seeds]
     how = {key: asked[key] for key in ("workers", "threads", "timeout", "retries") if key in asked}
-    return plan_of(notebooks, [{**common, **one} for one in sets], **how, name=name)
+    sets = [{**common, **one} for one in sets]
+    return plan_of(notebooks, sets, path.parent, **how, name=name)
 
 
-def _notebook(entry: Any, path: Path) -> Path:
-    """A name in notebooks/, or a path from the sweep file on."""
-    if not isinstance(entry, str):
-        raise ValueError(f"notebooks: {entry!r}: give a name or a path")
+def _notebook(entry: str, base: Path) -> Path:
+    """A name in notebooks/, or a path."""
     shelf = {book.stem: book for book in (ROOT / "notebooks").glob("*.ipynb")}
-    found = shelf.get(entry.removesuffix(".ipynb"))
-    if found is None:
-        found = (path.parent / entry).resolve()
-        if not found.is_file():
-            raise ValueError(f"notebook {entry!r}: no such notebook{nearest(entry, shelf)}")
+    found = (base / entry).resolve()
+    if not found.is_file():
+        found = shelf.get(entry.removesuffix(".ipynb"), found)
+    if not found.is_file():
+        raise ValueError(f"notebook {entry!r}: no such file{nearest(entry, shelf)}")
     return found
 
 
@@ -259,7 +307,14 @@ def _mapping(asked: Mapping, key: str) -> dict:
     value = asked.get(key) or {}
     if not isinstance(value, dict):
         raise ValueError(f"{key}={value!r}: give names and values")
-    return value
+    return _named(value)
+
+
+def _named(values: dict) -> dict:
+    for name in values:
+        if not isinstance(name, str):
+            raise ValueError(f"{name!r} is no name of a parameter: write it in quotes")
+    return values
 
 
 def _values(name: str, values: Any) -> list:
@@ -271,4 +326,4 @@ def _values(name: str, values: Any) -> list:
 def _entry(entry: Any) -> dict:
     if not isinstance(entry, dict):
         raise ValueError(f"sets: {entry!r}: give names and values, as in {{draft_length: 5}}")
-    return entry
+    return _named(entry)

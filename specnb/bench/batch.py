@@ -30,12 +30,13 @@ ROUNDS, KILLS, SEED = 3, 10, 0
 BARS = {"scaling": 1.6, "overhead_s": 3.0}
 CLOCKS = ("seconds", "plain_seconds", "speedup", "finished")  # may differ between two sweeps
 # Put in front of every process of a sweep: the first write of a row is cut in half, then SIGKILL.
-CUT = """import os, pathlib, signal
+CUT = """import os, pathlib, re, signal
 plain, flag = os.replace, pathlib.Path({flag!r})
 
 
 def replace(source, goal):
-    if str(goal).endswith(".json") and not flag.exists():
+    row = re.fullmatch(r".+-[0-9a-f]{{16}}\\.json", os.path.basename(goal))
+    if row and not flag.exists():
         flag.touch()
         whole = pathlib.Path(source).read_bytes()
         pathlib.Path(source).write_bytes(whole[: len(whole) // 2])
@@ -118,7 +119,8 @@ def _killed(out: Path, after_s: float | None, whole: pd.DataFrame) -> dict[str, 
         start_new_session=True,
     )
     if after_s is None:
-        process.wait()
+        cut = process.wait() == -signal.SIGKILL and list(out.glob(".*.json.*.tmp"))
+        assert cut, "the sweep was not killed in the middle of a write"
     else:
         time.sleep(after_s)
         process.send_signal(signal.SIGKILL)  # alone: its workers have to notice by themselves

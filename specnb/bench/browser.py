@@ -115,8 +115,8 @@ class Lab:
                 return
             except OSError:
                 if self._server.poll() is not None or time.monotonic() > end:
-                    self.stop()
                     log = (self.folder / "server.log").read_text(errors="replace")
+                    self.stop()
                     raise RuntimeError(f"JupyterLab did not start:\n{log}") from None
                 time.sleep(0.05)
 

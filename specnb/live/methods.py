@@ -27,10 +27,17 @@ class MethodControls(w.VBox):
                 method.draft_length, min=1, max=longest, description="draft length", **late
             ),
             "threshold": w.FloatSlider(
-                value=method.threshold, min=0, max=1, step=0.05, description="threshold", **late
+                value=method.threshold,
+                min=min(0, method.threshold),
+                max=max(1, method.threshold),
+                step=0.05,
+                description="threshold",
+                **late,
             ),
             "branching": w.Text(value=method.branching, description="branching", **late),
-            "width": w.IntSlider(method.width, min=1, max=8, description="width", **late),
+            "width": w.IntSlider(
+                method.width, min=1, max=max(8, method.width), description="width", **late
+            ),
             "path": w.Text(
                 value=method.path, description="class", placeholder="package:Class", **late
             ),

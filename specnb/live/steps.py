@@ -57,9 +57,11 @@ class StepControls(w.VBox):
         self.walk, self._model = walk, model
 
     def _move(self, action: Callable[[], None]) -> None:
-        action()
         self._page.clear()
-        self._changed()
+        try:
+            action()
+        finally:  # words may have been forced in part
+            self._changed()
 
     def _force(self) -> None:
         ids = [self.likely.value]

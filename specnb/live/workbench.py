@@ -202,6 +202,7 @@ class Workbench(w.VBox):
             elif self.mode.value == "compare":
                 self._show_compared()
             else:
+                self._record = None  # what fails now must not stand under the run before
                 self._decoding = self._studio.run(self.question, self.a.value())
                 self._record, self._cursor = self._decoding.record(), 0
                 self._show_whole()
@@ -211,9 +212,10 @@ class Workbench(w.VBox):
             self.page.fail(error)
 
     def _redraw(self) -> None:
-        """Shows the same run in the views that are on."""
+        """Shows the same run in the views that are on, if there is one."""
         self._fit()
-        self._show_whole()
+        if self._record is not None:
+            self._show_whole()
 
     def _show(self, name: str, shown: Any) -> None:
         text = shown if isinstance(shown, str) else shown._repr_html_()
@@ -278,6 +280,8 @@ class Workbench(w.VBox):
         return f'{picture._repr_html_()}<div style="line-height:1.4">{html.escape(words)}</div>'
 
     def _point(self, what: str, way: int) -> None:
+        if self._record is None:
+            return
         rows = self._rows_in_order()
         if what == "token":
             goal = self._cursor + way

@@ -6,9 +6,11 @@ import base64
 import html
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from specnb.batch.execute import unsound
 from specnb.files import write_whole
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
@@ -45,7 +47,10 @@ def write(folder: str | Path) -> list[Path]:
         raise ValueError(f"folder {folder}: it has no summary.json; give the folder of a run")
     rows = json.loads(summary.read_text(encoding="utf-8"))
     written, entries = [], []
-    for row in rows:
+    for row in rows if isinstance(rows, list) else []:
+        if why := unsound(row):
+            print(f"left out of {summary.name}: {why}", file=sys.stderr)
+            continue
         source = folder / f"{row['id']}.ipynb"
         if not source.is_file():  # it failed before its first cell
             entries.append(_entry(row, None, ""))
@@ -137,7 +142,7 @@ def _picture(data: Mapping) -> str:
 
 def _entry(row: Mapping, link: str | None, thumbnail: str) -> str:
     name = html.escape(row["notebook"])
-    title = f'<a href="{link}">{name}</a>' if link else name
+    title = f'<a href="{html.escape(link)}">{name}</a>' if link else name
     state = "" if row["status"] == "ok" else f'<p class="failed">{html.escape(row["error"])}</p>'
     figures = "".join(
         f"<dt>{html.escape(key)}</dt><dd>{_short(value)}</dd>"
