@@ -57,8 +57,9 @@ def collect(folder: str | Path) -> pd.DataFrame:
         table["block_efficiency"] = table["tokens"] / table["target_calls"]
         plain = table["plain_seconds"] / table["plain_tokens"]
         table["speedup"] = plain / (table["seconds"] / table["tokens"])
-    for name in table.select_dtypes("object"):
-        if len({type(value) for value in table[name].dropna()}) > 1:  # Parquet wants one kind
+    for name in table.columns:
+        mixed = pd.api.types.is_object_dtype(table[name])
+        if mixed and len({type(value) for value in table[name].dropna()}) > 1:  # not for Parquet
             table[name] = table[name].map(str, na_action="ignore")
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)

@@ -297,7 +297,8 @@ class Workbench(w.VBox):
 
     def static(self) -> Static:
         """What the panel shows just now, without controls: for saved and exported copies."""
-        seen = [view.value for view in self.views.values() if view.layout.display != "none"]
+        shown = [view.value for view in self.views.values() if view.layout.display != "none"]
+        seen = [] if self.page.error else shown  # else they would be those of the move before
         asked = html.escape(self.chooser.prompt.value).replace("\n", "<br>")
         return Static(
             f'<div class="snb-static"><div><b>{html.escape(self._words())}</b></div>'
