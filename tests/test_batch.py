@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import nbformat
@@ -376,6 +377,25 @@ def test_the_death_of_a_worker_costs_no_run(tmp_path, always):
         kept = (tmp_path / "out" / f"{rows[1]['id']}.ipynb").read_text()
         assert "This run failed" in kept
     assert not list((tmp_path / "out").glob(".work-*"))
+
+
+@pytest.mark.notebook
+def test_a_pool_may_break_while_runs_are_handed_out(tmp_path, monkeypatch):
+    real, pools = carry.local, []
+
+    def local(plan):
+        pools.append(real(plan))
+        if len(pools) == 1:
+
+            def submit(*_):
+                raise BrokenProcessPool("a worker has just died")
+
+            monkeypatch.setattr(pools[0], "submit", submit)
+        return pools[-1]
+
+    monkeypatch.setattr(carry, "local", local)
+    (row,) = batch.run([make_notebook(tmp_path, "a", WRITES)], tmp_path / "out")
+    assert row["status"] == "ok" and len(pools) == 2
 
 
 # ---- killed and resumed

@@ -145,11 +145,14 @@ def _carry_out(
 
     try:
         while waiting or pending:
-            while waiting and len(pending) < window:
-                run = waiting.pop(0)
-                pending[submit(run, workers)] = run
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
             broken = False
+            while waiting and len(pending) < window and not broken:
+                try:
+                    pending[submit(waiting[0], workers)] = waiting[0]
+                    waiting.pop(0)
+                except BrokenExecutor:  # just now, by one that is still at work
+                    broken = True
+            done = () if broken else wait(pending, return_when=FIRST_COMPLETED).done
             for future in done:
                 run = pending.pop(future)
                 try:
