@@ -85,6 +85,7 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
                 cwd=str(ROOT),  # from anywhere, notebooks find specnb and data/
                 progress_bar=False,
                 store_widget_state=False,  # megabytes, and Colab refuses such files
+                shutdown_kernel="immediate",  # all is written; a polite end takes half a second
                 timeout_func=lambda _: max(1, int(deadline - time.monotonic())),
             )
             if not result.is_file():
