@@ -155,12 +155,19 @@ def complaints(page, scope: str) -> list[str]:
     """What axe-core finds; ipywidgets' slider handles have no name, which only they could mend."""
     from axe_playwright_python.sync_playwright import Axe
 
+    # What is clipped is not looked at. JupyterLab clips what its window has no room for, and,
+    # in the eyes of axe-core, all that reaches over the end of its body, which has no height.
+    size = page.viewport_size
+    page.set_viewport_size({"width": size["width"], "height": 8000})
+    page.evaluate("() => { document.body.style.minHeight = '100vh'; }")
+    page.wait_for_timeout(300)
     found = []
     for rule in Axe().run(page, context=scope).response["violations"]:
         nodes = [node["html"] for node in rule["nodes"]]
         if rule["id"] == "aria-input-field-name":
             nodes = [node for node in nodes if "noUi-handle" not in node]
         found += [f"{rule['id']}: {node[:200]}" for node in nodes]
+    page.set_viewport_size(size)
     return found
 
 
@@ -397,6 +404,23 @@ def test_errors_are_words_and_the_next_move_recovers(desk, shots):
     assert alert.count() == 0
 
 
+def test_models_by_keyboard(desk, shots):
+    desk.press("models")
+    field = desk.part(".snb-set-target input")
+    embedded = field.input_value()
+    for path, error in (("no/such/folder", True), (embedded, False)):
+        field.fill(path)
+        desk.press("load models")
+        alert = desk.page.locator('.snb-workbench [role="alert"]:has-text("no/such/folder")')
+        alert.wait_for(state="visible" if error else "detached")
+    desk.follows()
+    assert untidy(desk.page) == []
+    desk.page.locator(".snb-workbench").screenshot(path=shots / "models.png")
+    assert complaints(desk.page, ".jp-OutputArea-output:has(.snb-workbench)") == []
+    desk.press("models")
+    field.wait_for(state="hidden")
+
+
 def test_compare(desk, shots):
     desk.method("chain")
     desk.press("compare")
@@ -439,6 +463,39 @@ def test_step_by_step(desk, shots):
     assert complaints(desk.page, ".jp-OutputArea-output:has(.snb-workbench)") == []
     desk.press("whole text")
     desk.follows(mode="whole text")
+
+
+PLANTED = """() => {
+  const panel = document.querySelector('.snb-workbench'), add = html => {
+    const part = document.createElement('div');
+    part.className = 'planted'; part.innerHTML = html; panel.append(part); };
+  add('<p style="height:40px;color:#bbb;background:#ccc">pale words</p>');
+  add('<button></button>');
+  add('<button style="width:20px;overflow:hidden;white-space:nowrap">words too long</button>');
+  add('too far up');
+  panel.lastChild.style.marginTop = '-12px';
+  fetch('http://192.0.2.1/').catch(() => {});
+  setTimeout(() => { throw new Error('planted'); }, 0); }"""
+
+
+def test_planted_faults_are_seen(desk):
+    """The checks of this file can fail: a nameless button, pale words, a cut, an overlap, a
+    request to elsewhere, an exception in the page."""
+    sheet = desk.sheet
+    assert untidy(desk.page) == [] and sheet.foreign == sheet.errors == []
+    try:
+        desk.page.evaluate(PLANTED)
+        desk.page.wait_for_timeout(300)
+        said = " ".join(complaints(desk.page, ".jp-OutputArea-output:has(.snb-workbench)"))
+        wrong = " ".join(untidy(desk.page))
+        foreign, errors = list(sheet.foreign), list(sheet.errors)
+    finally:
+        desk.page.evaluate("() => document.querySelectorAll('.planted').forEach(x => x.remove())")
+        sheet.foreign.clear(), sheet.errors.clear()
+    assert "button-name" in said and "color-contrast" in said, said
+    assert "cut off" in wrong and "overlaps" in wrong, wrong
+    assert foreign == ["http://192.0.2.1/"] and "planted" in errors[0]
+    assert untidy(desk.page) == []
 
 
 def test_plain_sliders(desk):

@@ -551,6 +551,31 @@ def test_static_copies_show_the_same_state(pair, items):
 
 
 @pytest.mark.weights
+def test_an_old_run_is_not_shown_under_a_new_name(pair, items):
+    panel = bench(pair, items, views=("tokens",))
+    panel.a.method.value = "RSD-C"
+    panel.a.controls["branching"].value = "3,x"
+    assert "branching='3,x'" in html.unescape(panel.page.alert.value)
+    before = panel.views["tokens"].value
+    panel.toggles["figures"].value = True
+    panel.arrows["token", 1].click()
+    assert panel.views["tokens"].value == before and not panel.views["figures"].value
+    panel.a.controls["branching"].value = "3,1"
+    assert_followed(panel, method="RSD-C, branching 3,1")
+
+
+@pytest.mark.weights
+def test_words_that_do_not_fit_are_shown_as_far_as_they_went(pair, items):
+    panel = bench(pair, items, mode="step by step")
+    panel.drawing["new_tokens"].value = 8
+    panel.steps.words.value = "a red house and a blue boat and a green tree"
+    panel.steps.force.click()
+    assert "the text has ended" in panel.page.alert.value
+    assert panel.steps.walk.shown == 8 and panel.steps.force.disabled
+    assert panel.views["step"].value.count("snb-t snb-forced") >= 8
+
+
+@pytest.mark.weights
 def test_models_can_be_changed(pair, items):
     panel = bench(pair, items, views=("tokens",))
     panel.paths["draft"].value = "/nowhere/at/all"

@@ -35,9 +35,12 @@ plain, flag = os.replace, pathlib.Path({flag!r})
 
 
 def replace(source, goal):
-    row = re.fullmatch(r".+-[0-9a-f]{{16}}\\.json", os.path.basename(goal))
-    if row and not flag.exists():
-        flag.touch()
+    if re.fullmatch(r".+-[0-9a-f]{{16}}\\.json", os.path.basename(goal)):
+        try:
+            with flag.open("x") as file:  # one worker only; the other may yet end its own write
+                file.write(os.fspath(goal))
+        except FileExistsError:
+            return plain(source, goal)
         whole = pathlib.Path(source).read_bytes()
         pathlib.Path(source).write_bytes(whole[: len(whole) // 2])
         os.killpg(0, signal.SIGKILL)
@@ -119,8 +122,10 @@ def _killed(out: Path, after_s: float | None, whole: pd.DataFrame) -> dict[str, 
         start_new_session=True,
     )
     if after_s is None:
-        cut = process.wait() == -signal.SIGKILL and list(out.glob(".*.json.*.tmp"))
-        assert cut, "the sweep was not killed in the middle of a write"
+        assert process.wait() == -signal.SIGKILL, "the sweep was not killed"
+        goal = Path((site / "done").read_text())
+        half = list(out.glob(f".{goal.name}.*.tmp"))
+        assert half and not goal.exists(), "the sweep was not killed in the middle of a write"
     else:
         time.sleep(after_s)
         process.send_signal(signal.SIGKILL)  # alone: its workers have to notice by themselves

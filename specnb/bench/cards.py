@@ -214,8 +214,9 @@ by `specnb.training` on those. Licence: Apache-2.0, like the code. No file comes
   pictures of 384 x 384 for the notebooks (`python -m specnb.training sets`)
 - `models/`: the embedded target and its drafter, each with a card, and the measured figures
   behind the cards (`quality.json`, `exactness.json`)
-- `sweeps/`: what `python -m specnb.batch sweep` can run, and `example.csv`, the collected results
-  of `draft_length.yml`, `stopping.yml` and `trees.yml` on two cores
+- `sweeps/`: what `python -m specnb.batch sweep` can run, and `example.csv`, what `collect`
+  made of `draft_length.yml`, `stopping.yml` and `trees.yml` on two cores, rounded, and without
+  the columns `figure.*` and `finished`
 
 `python -m specnb.doctor` checks the files against `SHA256SUMS`.
 

@@ -16,7 +16,6 @@ from specnb.live.methods import MethodControls
 from specnb.live.page import (
     LABELLED,
     NARROW,
-    PLAIN,
     WIDE,
     WRAPPED,
     Page,
@@ -90,15 +89,19 @@ class Workbench(w.VBox):
             ("block", -1): w.Button(description="◀ block", **auto),
             ("block", 1): w.Button(description="block ▶", **auto),
         }
-        path = {"continuous_update": False, "style": PLAIN, "layout": WIDE}
+        path = {"continuous_update": False, "style": LABELLED, "layout": WIDE}
         draft = pair.draft.path if pair.draft else ""
         self.paths = {
             "target": w.Text(value=pair.target.path, description="target", **path),
             "draft": w.Text(value=draft, description="draft", **path),
         }
         self.load = w.Button(description="load models", **auto)
+        # No accordion: its header cannot be reached by keyboard, and is too pale.
+        self.models = w.ToggleButton(description="models", **auto)
+        fields = [*self.paths.values(), w.HBox([self.load])]
+        self._model_rows = w.VBox(fields, layout={"display": "none"})
         self.views = {name: w.HTML(layout=WIDE) for name in ("step", "aligned", *VIEWS)}
-        named(mode=self.mode, load=self.load, **self.drawing)
+        named(mode=self.mode, load=self.load, models=self.models, **self.drawing, **self.paths)
         self._toggle_row = w.HBox([w.Label("show"), *self.toggles.values()])
         self._arrow_row = w.HBox(list(self.arrows.values()))
         super().__init__(self._rows())
@@ -110,8 +113,6 @@ class Workbench(w.VBox):
 
     def _rows(self) -> list[w.DOMWidget]:
         """From top to bottom: what is asked, how it is drafted and drawn, what is seen."""
-        models = w.Accordion([w.VBox([*self.paths.values(), self.load])], selected_index=None)
-        models.set_title(0, "models")
         drawing = w.VBox(list(self.drawing.values()))
         return [
             w.HBox([self.chooser.picture, self.chooser], layout=WRAPPED),
@@ -123,7 +124,8 @@ class Workbench(w.VBox):
             *(self.views[name] for name in ("step", "tokens", "aligned", "figures", "time")),
             self._arrow_row,
             *(self.views[name] for name in ("tree", "laws")),
-            models,
+            w.HBox([self.models]),
+            self._model_rows,
         ]
 
     def _observe(self) -> None:
@@ -133,6 +135,7 @@ class Workbench(w.VBox):
             toggle.observe(self.page.on(self._redraw), names="value")
         for (what, way), button in self.arrows.items():
             button.on_click(self.page.on(lambda what=what, way=way: self._point(what, way)))
+        self.models.observe(lambda change: show(self._model_rows, change["new"]), names="value")
         self.load.on_click(self.page.on(self._load))
 
     # ---- what is asked for

@@ -40,7 +40,7 @@ LONGEST = 28  # characters of a token in the strip; the panel shows all of it
 
 
 def visible(text: str) -> str:
-    """The text with nothing hidden in it: spaces at its ends, line ends, controls as U+XXXX.
+    """The text with nothing hidden in it: spaces at its ends, line ends, controls by number.
 
     Characters that draw nothing or turn the direction of what follows (controls, bidi overrides,
     lone surrogates, unassigned) become their code points. Not escaped for HTML.
