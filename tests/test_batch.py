@@ -19,6 +19,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import papermill
+import psutil
 import pytest
 
 from specnb import batch, files
@@ -455,6 +456,43 @@ def test_killed_at_any_moment_and_resumed(undisturbed, tmp_path):
         assert not table.duplicated(["run", "prompt"]).any()
         pd.testing.assert_frame_equal(lasting(table), lasting(whole))
     assert max(n_left) > 0  # at least one was killed with work left
+
+
+AT_WORK = """import subprocess, sys, time
+from pathlib import Path
+from specnb.batch import carry, plan
+from specnb.files import write_whole
+
+
+def work(path):
+    kernel = subprocess.Popen(["sleep", "300"])
+    write_whole(Path(path), str(kernel.pid))
+    time.sleep(300)
+
+
+if __name__ == "__main__":
+    carry.local(plan.Plan(())).submit(work, sys.argv[1]).result()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_leaves_no_kernel(tmp_path):
+    """Not even one in its start, when it does not yet look whether its parent lives."""
+    (tmp_path / "at_work.py").write_text(AT_WORK)
+    told = tmp_path / "pid"
+    process = subprocess.Popen([sys.executable, str(tmp_path / "at_work.py"), str(told)])
+    until(told.is_file)
+    kernel = psutil.Process(int(told.read_text()))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
+
+
+def until(holds, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.notebook

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from axe import complaints
 
 from specnb.bench import browser
 from specnb.live import VIEWS
@@ -149,26 +150,6 @@ class Desk:
 
 def untidy(page) -> list[str]:
     return page.evaluate(UNTIDY, ".snb-workbench")
-
-
-def complaints(page, scope: str) -> list[str]:
-    """What axe-core finds; ipywidgets' slider handles have no name, which only they could mend."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    # What is clipped is not looked at. JupyterLab clips what its window has no room for, and,
-    # in the eyes of axe-core, all that reaches over the end of its body, which has no height.
-    size = page.viewport_size
-    page.set_viewport_size({"width": size["width"], "height": 8000})
-    page.evaluate("() => { document.body.style.minHeight = '100vh'; }")
-    page.wait_for_timeout(300)
-    found = []
-    for rule in Axe().run(page, context=scope).response["violations"]:
-        nodes = [node["html"] for node in rule["nodes"]]
-        if rule["id"] == "aria-input-field-name":
-            nodes = [node for node in nodes if "noUi-handle" not in node]
-        found += [f"{rule['id']}: {node[:200]}" for node in nodes]
-    page.set_viewport_size(size)
-    return found
 
 
 # ---- notebooks

@@ -8,6 +8,7 @@ import re
 import nbformat
 import plotly.graph_objects as go
 import pytest
+from axe import complaints
 
 from specnb import batch
 from specnb.batch import pages
@@ -131,6 +132,7 @@ def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
         else:
             assert page.locator("li").count() == len(rows) <= page.locator("li img").count() + 1
         page.screenshot(path=shots / f"page-{path.stem}.png")
+        assert complaints(page) == []
         page.close()
     context.close()
     assert foreign == [] and errors == []

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from specnb.batch.plan import ROOT, SAFE, Run, identity, look_anew
 from specnb.files import write_whole
 
@@ -33,7 +35,9 @@ def prepare(threads: int | None, parent: int | None = None) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_S)
-        os._exit(1)  # nobody is there to take the result; the kernel follows by itself
+        for kernel in psutil.Process().children():  # in its start it would not notice, and stay
+            kernel.kill()
+        os._exit(1)  # nobody is there to take the result
 
     if parent is not None:
         threading.Thread(target=watch, daemon=True).start()

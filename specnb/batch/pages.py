@@ -17,6 +17,11 @@ FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 LIVE = "<p><em>A control stands here in the notebook; what follows shows its state.</em></p>"
 WIDGET, PLOTLY = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
+# The template's own prompts, comments, numbers and operators are paler than WCAG's 4.5 to 1.
+DARKER = """<style>:root { --jp-mirror-editor-comment-color: #2d6a6a;
+--jp-mirror-editor-number-color: #060; --jp-mirror-editor-operator-color: #8a00d4;
+--jp-cell-prompt-not-active-font-color: #595959; --jp-cell-prompt-not-active-opacity: 1;
+}</style>"""
 INDEX = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>specnb: a run of the workbook</title>
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -30,9 +35,9 @@ dl {{ display: grid; grid-template-columns: auto auto; font-size: .85em; margin:
 dd {{ margin: 0; text-align: right; }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #111; color: #eee; }}
 a {{ color: #8bf; }} }}</style></head>
-<body><h1>A run of the workbook</h1><ul>
+<body><main><h1>A run of the workbook</h1><ul>
 {entries}
-</ul></body></html>
+</ul></main></body></html>
 """
 
 
@@ -99,7 +104,7 @@ def _figure(data: Mapping) -> str:
 
 
 def _offline(body: str, figures: bool) -> str:
-    """Scripts from elsewhere out, plotly's own in once."""
+    """Scripts from elsewhere out, plotly's own in once; words that can be read on a beamer."""
     body = re.sub(r'<script[^>]*\ssrc="[^"]*"[^>]*>\s*</script>', "", body)
     body = re.sub(
         r'<script type="module">(?:(?!</script>).)*?mermaid.*?</script>', "", body, flags=re.S
@@ -107,12 +112,13 @@ def _offline(body: str, figures: bool) -> str:
     body = re.sub(
         r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "", body, flags=re.S
     )
+    head = DARKER
     if figures:
         import plotly.offline
 
         script = plotly.offline.get_plotlyjs().replace("</script", "<\\/script")
-        body = body.replace("</head>", f"<script>{script}</script></head>", 1)
-    return body
+        head += f"<script>{script}</script>"
+    return body.replace("</head>", f"{head}</head>", 1)
 
 
 def _with_formulas(text: str) -> str:
