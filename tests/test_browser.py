@@ -371,7 +371,7 @@ def test_errors_are_words_and_the_next_move_recovers(desk, shots):
     assert complaints(desk.page, ".jp-OutputArea-output:has(.snb-workbench)") == []
     field.fill("__main__:Slow")
     field.press("Enter")
-    desk.page.wait_for_selector('[role="status"]:has-text("working")')
+    desk.page.wait_for_selector('[role="status"]:has-text("working")', timeout=1500)
     desk.follows(method="__main__:Slow")
     assert alert.count() == 0
     desk.method("RSD-C")

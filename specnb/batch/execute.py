@@ -35,9 +35,11 @@ def prepare(threads: int | None, parent: int | None = None) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_S)
-        for kernel in psutil.Process().children():  # in its start it would not notice, and stay
-            kernel.kill()
-        os._exit(1)  # nobody is there to take the result
+        try:
+            for kernel in psutil.Process().children():  # in its start it would not notice, and stay
+                kernel.kill()
+        finally:
+            os._exit(1)  # nobody is there to take the result
 
     if parent is not None:
         threading.Thread(target=watch, daemon=True).start()
