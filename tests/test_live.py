@@ -15,6 +15,7 @@ from PIL import Image
 import specnb as sn
 from specnb import live, studio
 from specnb.live import MODES, VIEWS, Workbench, pictures, sliders
+from specnb.live.methods import MethodControls
 from specnb.models.base import Context
 from specnb.studio import METHODS, OWN, Method, Question, Studio, Walk, shape_of
 
@@ -548,6 +549,20 @@ def test_static_copies_show_the_same_state(pair, items):
     assert panel.views["aligned"].value in panel.static().html
     panel.chooser.prompt.value = ""
     assert "it is empty" in panel.static().html and "data-view" not in panel.static().html
+
+
+BEYOND = [
+    Method("chain", draft_length=40),
+    Method("AdaEDL", threshold=-0.5),
+    Method("MaxConfidence", threshold=1.5),
+    Method("RSD-S", width=12),
+]
+
+
+@pytest.mark.parametrize("method", BEYOND, ids=str)
+def test_sliders_reach_what_a_notebook_was_given(method):
+    """A slider cuts off what lies beyond its ends, and says nothing."""
+    assert MethodControls(method, "method").value() == method
 
 
 @pytest.mark.weights
