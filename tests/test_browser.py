@@ -77,6 +77,9 @@ UNTIDY = """root => {
     for (const part of panel.querySelectorAll('button, .widget-label, .snb-tokens, th, td'))
       if (box(part).height > 0 && part.scrollWidth > part.clientWidth + 1)
         wrong.push(`cut off: ${part.className} ${part.textContent.slice(0, 60)}`);
+    for (const text of panel.querySelectorAll('svg text'))
+      if (box(text).width > 0 && box(text).right > box(text.ownerSVGElement).right - 2)
+        wrong.push(`cut off: ${text.textContent.slice(0, 60)}`);
   }
   return wrong; }"""
 
@@ -453,6 +456,7 @@ PLANTED = """() => {
   add('<p style="height:40px;color:#bbb;background:#ccc">pale words</p>');
   add('<button></button>');
   add('<button style="width:20px;overflow:hidden;white-space:nowrap">words too long</button>');
+  add('<svg width="30" height="20"><text y="15">wider than its frame</text></svg>');
   add('too far up');
   panel.lastChild.style.marginTop = '-12px';
   fetch('http://192.0.2.1/').catch(() => {});
@@ -474,7 +478,7 @@ def test_planted_faults_are_seen(desk):
         desk.page.evaluate("() => document.querySelectorAll('.planted').forEach(x => x.remove())")
         sheet.foreign.clear(), sheet.errors.clear()
     assert "button-name" in said and "color-contrast" in said, said
-    assert "cut off" in wrong and "overlaps" in wrong, wrong
+    assert "words too long" in wrong and "overlaps" in wrong and "wider than its" in wrong, wrong
     assert foreign == ["http://192.0.2.1/"] and "planted" in errors[0]
     assert untidy(desk.page) == []
 

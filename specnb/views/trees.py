@@ -7,6 +7,7 @@ from specnb.views.look import CARD, LOOKS, cut, number
 from specnb.views.svg import Picture, columns, token_box
 
 _ROW, _HIGH, _GAP, _CHAR, _EDGE = 34, 24, 46, 8.4, 16  # px, as in the strip
+_HEAD = 7.8  # px per character of the headline, at most
 
 
 def tree(record: Record, block: int = 0, levels: int | None = None) -> Picture:
@@ -35,7 +36,8 @@ def tree(record: Record, block: int = 0, levels: int | None = None) -> Picture:
         left[depth] = x
         x += widths[depth] + _GAP
     ink, ground, rim = CARD["light"]
-    width = max(420.0, x - _GAP + _EDGE + 40)
+    headline = _summary(rows, block, levels)
+    width = max(420.0, x - _GAP + _EDGE + 40, len(headline) * _HEAD + 2 * _EDGE)
     high = max([place[None], *(place[id(row)] for row in rows)])
     height = _EDGE + 34 + high + _ROW + 8
     top = _EDGE + 34
@@ -78,7 +80,7 @@ def tree(record: Record, block: int = 0, levels: int | None = None) -> Picture:
                 f'font-size="11" fill="#444444" stroke="{ground}" stroke-width="3" '
                 f'paint-order="stroke">{number(row.accept_prob)}</text>'
             )
-    line = html.escape(_summary(rows, block, levels))
+    line = html.escape(headline)
     return Picture(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{line}">'
