@@ -120,8 +120,8 @@ def greedy(pair: sn.Pair, n: int) -> dict:
 
 def generate(model, prompt: str, image, max_new_tokens: int = MAX_NEW_TOKENS) -> tuple[int, ...]:
     """Greedy output of transformers' own `generate`, end token included."""
-    ids, pixels = model.encode(prompt, image)
-    extra = {} if pixels is None else {"pixel_values": pixels.to(model.device, model.module.dtype)}
+    ids, extras = model.encode(prompt, image)
+    extra = {name: model.placed(value) for name, value in (extras or {}).items()}
     room = model.max_positions - len(ids)
     output = model.module.generate(
         input_ids=torch.tensor([ids], device=model.device),

@@ -130,7 +130,7 @@ def transformers(model: HFModel, threads: int, assistant=None, **more) -> Method
 
     @torch.inference_mode()
     def run(item, temperature, seed):
-        ids, pixels = model.encode(item.prompt, item.image)
+        ids, extras = model.encode(item.prompt, item.image)
         settings: dict[str, Any] = {"do_sample": temperature > 0, **more}
         if temperature > 0:
             settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -143,7 +143,7 @@ def transformers(model: HFModel, threads: int, assistant=None, **more) -> Method
             output = model.module.generate(
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                pixel_values=pixels.to(model.dtype),
+                **{name: model.placed(value) for name, value in extras.items()},
                 eos_token_id=sorted(model.eos_ids),
                 max_new_tokens=n,
                 **settings,
@@ -168,7 +168,7 @@ def image_hidden(folder: str, image_token_id: int):
 
     class ImageHidden(LlamaForCausalLM):
         def forward(self, input_ids, attention_mask=None, position_ids=None, **rest):
-            cache = rest.get("past_key_values")
+            cache = rest.get("cache", rest.get("past_key_values"))  # its name from 5.24 on
             past = cache.get_seq_length() if cache is not None else 0
             total = past + input_ids.shape[1]
             if past == 0:

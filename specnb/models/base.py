@@ -40,11 +40,11 @@ class Model(Protocol):
     sees_images: bool
     dtype: torch.dtype  # of the weights
 
-    def chat(self, prompt: str, image: bool = False) -> str:
-        """The prompt inside the model's own template."""
+    def chat(self, prompt: Any, image: int = 0) -> str:
+        """The prompt inside the model's own template, with places for `image` pictures."""
 
     def encode(self, prompt: Any, image: Any = None) -> tuple[list[int], Any]:
-        """Token ids of the templated prompt, and what the picture becomes."""
+        """Token ids of the templated prompt, and what the pictures become."""
 
     def open(self, prompt: Any, image: Any = None) -> Context:
         """A context that has read the prompt but its last token."""
@@ -69,7 +69,7 @@ class Pair:
         return self.draft.n_parameters / self.target.n_parameters if self.draft else None
 
     def describe(self) -> str:
-        """Both models with their sizes, in words."""
+        """Both models with their sizes, in words; what `generate` follows and we do not, too."""
         names = [("target", self.target), ("draft", self.draft)]
         return "\n".join(
             f"{role}: {model.path}, {model.n_parameters / 1e6:.2f} M parameters"
@@ -80,9 +80,14 @@ class Pair:
 
 
 def _runtime(model: Model) -> str:
-    """Which runtime runs, and why; toy models have none."""
-    runtime = getattr(model, "runtime", "")
-    return f", {runtime}" if runtime else ""
+    """Which runtime runs, how it was checked, and what it leaves out; toy models have none."""
+    words = [getattr(model, "runtime", ""), getattr(model, "certificate", "")]
+    if getattr(model, "only_chains", ""):
+        words.append(f"chains only ({model.only_chains})")
+    left_out = getattr(model, "not_followed", ())
+    if left_out:
+        words.append(f"not followed from its generation config: {', '.join(left_out)}")
+    return "".join(f", {word}" for word in words if word)
 
 
 class Context:

@@ -1,11 +1,11 @@
-"""Any decoder-only or LLaVA-type transformers model: loading, templates, exact rollback."""
+"""transformers models of text, or of text and images: loading, prompts, exact rollback."""
 
 from __future__ import annotations
 
 import copy
-import io
-import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,74 +13,288 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specnb.models import machine
+from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.models.llama import Llama, LlamaContext, why_not
+from specnb.models.pictures import as_pictures
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 RUNTIMES = ("auto", "transformers")
+QUANTIZATIONS = ("", "4bit", "8bit")
 SMALL = 4_000_000  # parameters; such matrices gain nothing from bfloat16
+# Tensors that older files hold and that are made anew: masks, rotary tables, counters.
+BUFFERS = re.compile(
+    r"(inv_freq|masked_bias|position_ids|num_batches_tracked|attn\.bias|attention\.bias"
+    r"|cos_cached|sin_cached|relative_position_index|lm_head\.weight)$"
+)
+# What `generate` follows in a generation config and this package does not, with what does nothing.
+NOT_FOLLOWED = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": None,
+    "exponential_decay_length_penalty": None,
+    "num_beams": 1,
+}
 
 
-def load_pair(target: str, draft: str, device: str, dtype: str, runtime: str) -> Pair:
+def load_pair(
+    target: str = "",
+    draft: str = "",
+    device: str = "auto",
+    dtype: str = "auto",
+    runtime: str = "auto",
+    device_map: Any = "",
+    quantization: str = "",
+    certify: bool = True,
+) -> Pair:
     """See `specnb.load_pair`."""
-    goal = load_model(target or str(EMBEDDED / "target"), device, dtype, runtime)
-    helper = load_model(draft or str(EMBEDDED / "drafter"), device, dtype, runtime)
-    if dtype == "auto" and helper.device.type == "cpu" and helper.n_parameters < SMALL:
-        helper = load_model(helper.path, device, "float32", runtime)  # nothing is faster for it
+    common = {"device": device, "runtime": runtime, "certify": certify}
+    goal = load_model(
+        target or str(EMBEDDED / "target"),
+        dtype=dtype,
+        device_map=device_map,
+        quantization=quantization,
+        **common,
+    )
+    if not draft and target:
+        return Pair(goal, None)
+    draft = draft or str(EMBEDDED / "drafter")
+    if dtype == "auto" and goal.device.type == "cpu" and _is_small(draft):
+        dtype = "float32"  # nothing is faster for it
+    helper = load_model(draft, dtype=dtype, **common)
     check_same_tokens(goal, helper)
     return Pair(goal, helper.beside(goal))
 
 
 def load_model(
-    folder: str, device: str = "auto", dtype: str = "auto", runtime: str = "auto"
+    folder: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    runtime: str = "auto",
+    device_map: Any = "",
+    quantization: str = "",
+    certify: bool = True,
 ) -> HFModel:
-    """A model from a local folder or hub id; safetensors only, no remote code.
-
-    Errors: ValueError naming what is missing or wrong, before any weight is read.
-    """
-    if device not in DEVICES:
-        raise ValueError(f"device={device!r}: choose one of {', '.join(DEVICES)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
-    if runtime not in RUNTIMES:
-        raise ValueError(f"runtime={runtime!r}: choose one of {', '.join(RUNTIMES)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda': this machine has no CUDA device, use device='cpu'")
-    kind = machine.dtype() if dtype == "auto" and device == "cpu" else dtype
-    check_folder(folder)
-
+    """See `specnb.load_model`."""
+    for name, value, known in (
+        ("dtype", dtype, DTYPES),
+        ("runtime", runtime, RUNTIMES),
+        ("quantization", quantization, QUANTIZATIONS),
+    ):
+        if value not in known:
+            choices = ", ".join(map(repr, known))
+            raise ValueError(f"{name}={value!r}: choose one of {choices}")
+    device = _device(device, device_map)
+    kind = machine.dtype(device) if dtype == "auto" else dtype
+    folder = folders.check_folder(folder)
     with _quiet() as transformers:
-        return _load(transformers, folder, device, kind, runtime)
+        return _load(transformers, folder, device, kind, runtime, device_map, quantization, certify)
 
 
-def _load(transformers, folder: str, device: str, kind: str, runtime: str) -> HFModel:
-    common = {"trust_remote_code": False, "local_files_only": Path(folder).is_dir()}
+def _is_small(folder: str) -> bool:
+    """Whether a local folder holds so few parameters that no other format is faster for it."""
+    if not Path(folder).is_dir():
+        return False
+    files = folders.weight_files(folder)
+    stored = (tensor for file in files for tensor in folders.header(file).values())
+    return sum(math.prod(tensor.shape) for tensor in stored) < SMALL
+
+
+def _device(device: str, device_map: Any) -> str:
+    """The device that weights are put on; ValueError where there is none such."""
+    if device == "mps":
+        raise ValueError(
+            "device='mps': laws are drawn from in float64, which this device has not; use "
+            "device='cpu'"
+        )
+    if device not in DEVICES and not re.fullmatch(r"cuda:\d+", device):
+        raise ValueError(f"device={device!r}: choose one of {', '.join(DEVICES)}")
+    if device_map and device != "auto":
+        raise ValueError(f"device={device!r}: leave it out where there is a device_map")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: this machine has no CUDA device, use device='cpu'")
+    return device
+
+
+def _load(
+    transformers, folder, device, kind, runtime, device_map, quantization, certify
+) -> HFModel:
+    local = Path(folder).is_dir()
+    common = {"trust_remote_code": False, "local_files_only": local}
+    config = _config(transformers, folder, common)
+    folders.check_quantization(config)
+    placed = _placement(transformers, device, device_map, quantization)
+    plan = gate.judge(config, folder)
+    tokenizer, processor = _speakers(transformers, folder, plan, common)
+
+    def wrap(module, plan: gate.Plan, runtime: str = runtime) -> HFModel:
+        return HFModel(module, tokenizer, folder, processor, runtime, plan)
+
+    embedded = Path(folder).resolve().is_relative_to(EMBEDDED)
+    check = certificate.Check(folder, config, plan, wrap, (kind, str(placed), runtime, device))
+    if certify and not embedded:
+        check.structure()
+    module = _weights(transformers, folder, plan, {"dtype": kind, **placed, **common})
+    if not placed:
+        module = module.to(device)
+    model = wrap(module.eval(), plan)
+    if embedded:
+        model.certificate = "embedded"
+    elif certify:
+        model.certificate = check.weights(model)
+    return model
+
+
+def _config(transformers, folder: str, common: dict):
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **common)
+        return transformers.AutoConfig.from_pretrained(folder, **common)
     except OSError as error:
         raise ValueError(
             f"model {folder!r}: no such folder, and no model of this name could be fetched; give a "
             "folder that holds config.json, tokenizer and *.safetensors, or a hub id while online"
         ) from error
-    weights = {"dtype": kind, "use_safetensors": True, **common}
-    if not hasattr(config, "vision_config"):
-        module = transformers.AutoModelForCausalLM.from_pretrained(folder, **weights)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
-        return HFModel(module.to(device).eval(), tokenizer, str(folder), runtime=runtime)
-    processor = transformers.AutoProcessor.from_pretrained(folder, **common)
+    except (ValueError, KeyError) as error:
+        words = str(error)
+        if "trust_remote_code" in words:
+            why = "it brings code of its own, which is never run"
+        else:
+            why = f"transformers {transformers.__version__} cannot read its config.json"
+            why += f" ({_first_words(error)})"
+        raise ValueError(
+            f"model {folder!r}: {why}; choose a model type that transformers has"
+        ) from error
+
+
+def _speakers(transformers, folder: str, plan: gate.Plan, common: dict):
+    """The tokenizer and, for a model that sees, the processor."""
+    if not plan.sees_images:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(folder, **common), None
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ValueError(
+                f"model {folder!r}: its tokenizer cannot be loaded ({_first_words(error)}); "
+                "add tokenizer.json"
+            ) from error
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(folder, **common)
+    except ImportError as error:
+        package = "torchvision" if "orchvision" in str(error) else "the package it names"
+        raise ValueError(
+            f"model {folder!r}: its processor needs {package} ({_first_words(error)}); "
+            "pip install 'specnb[vision]'"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"model {folder!r}: it sees images, but its processor cannot be loaded "
+            f"({_first_words(error)}); add processor_config.json (or preprocessor_config.json)"
+        ) from error
     if not hasattr(processor, "image_processor"):
         raise ValueError(
             f"model {folder!r}: it sees images, but has no image processor; add "
             "processor_config.json (or preprocessor_config.json)"
         )
-    module = transformers.AutoModelForImageTextToText.from_pretrained(folder, **weights)
-    module = module.to(device).eval()
-    return HFModel(module, processor.tokenizer, str(folder), processor, runtime)
+    if getattr(processor, "chat_template", None) is None and not plan.whole_prompt:
+        raise ValueError(NO_TEMPLATE.format(path=folder))
+    return processor.tokenizer, processor
+
+
+NO_TEMPLATE = (
+    "model {path!r}: it has no chat template, so nothing says where the image goes; add "
+    "chat_template.jinja"
+)
+
+
+def _placement(transformers, device: str, device_map: Any, quantization: str) -> dict:
+    """What `from_pretrained` needs so that weights never stand in the CPU's memory as a whole."""
+    from importlib.util import find_spec
+
+    if quantization:
+        if not device.startswith("cuda") and not device_map:
+            raise ValueError(
+                f"quantization={quantization!r}: it needs a CUDA device; leave it out on "
+                f"device={device!r}"
+            )
+        for package in ("bitsandbytes", "accelerate"):
+            if find_spec(package) is None:
+                raise ValueError(
+                    f"quantization={quantization!r}: {package} is missing; pip install "
+                    "'specnb[gpu]'"
+                )
+    if device_map and find_spec("accelerate") is None:
+        raise ValueError(
+            f"device_map={device_map!r}: accelerate is missing; pip install 'specnb[gpu]'"
+        )
+    placed: dict[str, Any] = {}
+    if device_map or (device != "cpu" and find_spec("accelerate") is not None):
+        placed["device_map"] = device_map or {"": device}
+    if quantization:
+        bits = {"load_in_4bit": quantization == "4bit", "load_in_8bit": quantization == "8bit"}
+        if quantization == "4bit":
+            bits |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float16}
+        placed["quantization_config"] = transformers.BitsAndBytesConfig(**bits)
+    return placed
+
+
+def _weights(transformers, folder: str, plan: gate.Plan, settings: dict):
+    """The module with all of its weights; ValueError where file and config do not fit."""
+    auto = (
+        transformers.AutoModelForImageTextToText
+        if plan.sees_images
+        else transformers.AutoModelForCausalLM
+    )
+    try:
+        module, found = auto.from_pretrained(
+            folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **settings,
+        )
+    except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
+        raise ValueError(
+            f"model {folder!r}: its weights cannot be loaded ({_first_words(error)}); copy the "
+            "folder again"
+        ) from error
+    mismatched = sorted(str(entry[0]) for entry in found["mismatched_keys"])
+    unexpected = sorted(key for key in found["unexpected_keys"] if not BUFFERS.search(key))
+    for keys, what in (
+        (
+            sorted(found["missing_keys"]),
+            "its config asks for {n} tensors that are not in its files",
+        ),
+        (mismatched, "{n} tensors have another shape than its config says"),
+        (unexpected, "its files hold {n} tensors that its config has no place for"),
+    ):
+        if keys:
+            names = ", ".join(keys[:3])
+            raise ValueError(
+                f"model {folder!r}: {what.format(n=len(keys))} ({names}); config.json and weights "
+                "must be of one model"
+            )
+    return module
+
+
+def _first_words(error: Exception) -> str:
+    """The first sentence of a message, for a place within one of ours."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words.split(". ")[0][:160].rstrip(".")
 
 
 @contextmanager
@@ -100,36 +314,6 @@ def _quiet() -> Iterator[Any]:
             logging.enable_progress_bar()
 
 
-def check_folder(folder: str) -> None:
-    """Says what a local model folder lacks; hub ids are left to transformers."""
-    path = Path(folder)
-    if not path.exists():
-        if path.is_absolute() or folder.startswith((".", "~")) or folder.count("/") != 1:
-            raise ValueError(f"model {folder!r}: there is no such folder; check the path")
-        return  # "owner/name" may be a hub id
-    if not path.is_dir():
-        raise ValueError(f"model {folder!r}: this is a file; give the folder that holds it")
-    if not (path / "config.json").is_file():
-        raise ValueError(f"model {folder!r}: config.json is missing; give a transformers folder")
-    names = {file.name for file in path.iterdir()}
-    weights = {name for name in names if name.endswith(".safetensors")}
-    if "model.safetensors.index.json" in names:
-        index = json.loads((path / "model.safetensors.index.json").read_text())
-        missing = sorted(set(index["weight_map"].values()) - weights)
-        if missing:
-            raise ValueError(f"model {folder!r}: {missing[0]} is missing; copy the folder again")
-    elif "model.safetensors" not in weights:
-        pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
-        if pickles:
-            raise ValueError(
-                f"model {folder!r}: {pickles[0]} is a pickle, which may run code; convert the "
-                "weights to safetensors"
-            )
-        raise ValueError(f"model {folder!r}: model.safetensors is missing; copy the folder again")
-    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
-        raise ValueError(f"model {folder!r}: it has no tokenizer; add tokenizer.json")
-
-
 def check_same_tokens(target: HFModel, draft: HFModel) -> None:
     """Refuses a drafter whose ids mean other tokens; ids that only one side has are fine."""
     ours, theirs = (
@@ -146,65 +330,54 @@ def check_same_tokens(target: HFModel, draft: HFModel) -> None:
             )
 
 
-def as_picture(image: Any):
-    """A PIL picture in RGB, upright, from a picture, a path or an open file.
-
-    ValueError where it cannot be.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    name = type(image).__name__
-    if isinstance(image, (str, Path)):
-        name = str(image)
-        if not Path(image).is_file():
-            raise ValueError(f"image={name!r}: there is no such file; check the path")
-    if isinstance(image, (str, Path, io.IOBase)):
-        try:
-            image = Image.open(image)
-        except UnidentifiedImageError:
-            raise ValueError(f"image={name!r}: this is no picture; give a PNG or JPEG") from None
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"image={name}: give a PIL picture or the path of a picture file")
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255: all white
-            image = image.point(lambda value: value / 256, "L")
-        if "A" in image.mode or "transparency" in image.info:
-            rgba = image.convert("RGBA")  # transparent parts are shown on white, as on a page
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"image={name!r}: the picture is damaged ({error}); get it anew"
-        ) from error
-
-
 class HFModel:
     """A transformers model behind the `Model` contract.
 
     `vocab_size` is the width of its logits here; beside a target (see `beside`) a drafter's
-    logits are cut or filled with -inf to the target's width.
+    logits are cut or filled with -inf to the target's width. Ids to which the tokenizer has no
+    word are never said; transformers' `generate` may say them, so "equal to `generate`" means: of
+    a model that does not. `certificate` says how it was checked (see `specnb.models.certificate`).
     """
 
-    def __init__(self, module, tokenizer, path: str, processor=None, runtime: str = "auto"):
+    def __init__(
+        self,
+        module,
+        tokenizer,
+        path: str,
+        processor=None,
+        runtime: str = "auto",
+        plan: gate.Plan | None = None,
+    ):
         self.module, self.tokenizer, self.path, self.processor = module, tokenizer, path, processor
-        self.sees_images = processor is not None
-        text = module.config.get_text_config()
+        self.plan = plan or gate.judge(module.config, path)
+        self.certificate = "not checked"
+        self.sees_images = self.plan.sees_images
+        self.only_chains = self.plan.only_chains
         self.own_vocab_size = self.vocab_size = module.get_output_embeddings().weight.shape[0]
-        self.max_positions = text.max_position_embeddings
+        self.max_positions = self.plan.max_positions
         self.device, self.dtype = module.device, module.dtype
         self.eos_ids = _eos_ids(module, tokenizer)
         self.image_token_id = getattr(module.config, "image_token_id", None)
         self.n_parameters = _language_parameters(module, self.sees_images)
         self.template: HFModel | None = None  # the target whose template a drafter follows
         self.n_placeholders = 0  # raw image tokens left in a text-only prompt, for comparison
+        self.controls = prompts.control_tokens(tokenizer, getattr(processor, "image_token", None))
         known = set(tokenizer.get_vocab().values())
         self._allow(torch.tensor([index in known for index in range(self.own_vocab_size)]))
-        if any(kind == "sliding_attention" for kind in getattr(text, "layer_types", None) or ()):
-            raise ValueError(f"model {path!r}: sliding-window attention cannot be rolled back")
         reason = "asked for" if runtime == "transformers" else why_not(module)
         self.runtime = f"transformers runtime ({reason})" if reason else "lean runtime"
         self.llama = None if reason else Llama.of(module)
+
+    @property
+    def not_followed(self) -> list[str]:
+        """Settings of its generation config that `generate` follows and this package does not."""
+        settings = self.module.generation_config
+        values = {name: getattr(settings, name, None) for name in NOT_FOLLOWED}
+        return [
+            f"{name}={value}"
+            for name, value in values.items()
+            if value is not None and value != NOT_FOLLOWED[name]
+        ]
 
     def beside(self, target: HFModel) -> HFModel:
         """The same weights as a drafter for `target`: its template, its vocabulary.
@@ -241,68 +414,139 @@ class HFModel:
             raw = raw.float()
         return raw if self._forbidden is None else raw.masked_fill(self._forbidden, -torch.inf)
 
-    def chat(self, prompt: str, image: bool = False) -> str:
-        """The prompt in the chat template, if there is one; `<image>` stands in it with `image`."""
+    def chat(self, prompt: Any, image: int = 0) -> str:
+        """The prompt in the chat template, if there is one, with places for `image` pictures."""
         if self.template is not None and not self.sees_images:
             return self.template.chat(prompt, image)
         speaker = self.processor or self.tokenizer
         if getattr(speaker, "chat_template", None) is None:
-            if self.sees_images:
+            if not isinstance(prompt, str):
                 raise ValueError(
-                    f"model {self.path!r}: it has no chat template, so nothing says where the "
-                    "image goes; add chat_template.jinja"
+                    f"prompt: {self.path} has no chat template for messages; give a text"
                 )
+            if self.sees_images and not self.plan.whole_prompt:
+                raise ValueError(NO_TEMPLATE.format(path=self.path))
             return prompt  # a base model goes on from the text as it stands
-        content = [{"type": "image"}] if image else []
-        content.append({"type": "text", "text": prompt})
-        message = {"role": "user", "content": content if self.sees_images else prompt}
-        return speaker.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        if self.sees_images:
+            messages = prompts.with_parts(prompt, int(image))
+        else:
+            messages = prompts.with_text(prompt)
+        return speaker.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def encode(self, prompt: str, image: Any = None) -> tuple[list[int], Tensor | None]:
-        """Token ids of the templated prompt (image positions filled in) and pixel values."""
-        text = self.chat(prompt, image is not None)
-        bos = self.tokenizer.bos_token
-        special = not (bos and text.startswith(bos))
-        if image is not None:
+    def encode(self, prompt: Any, image: Any = None) -> tuple[list[int], dict | None]:
+        """Token ids of the templated prompt (image positions filled in), and what else the
+        processor makes of the pictures; None without one."""
+        if prompts.is_ids(prompt):
+            return [int(token) for token in prompt], None
+        pictures = [] if image is None else as_pictures(image)
+        asked, swaps = prompts.stand_ins(prompt, self.controls)
+        text = self.chat(asked, len(pictures))
+        special = self._adds_special(text)
+        if pictures:
             batch = self.processor(
-                images=as_picture(image), text=text, return_tensors="pt", add_special_tokens=special
+                images=[pictures], text=[text], return_tensors="pt", add_special_tokens=special
             )
-            return batch["input_ids"][0].tolist(), batch["pixel_values"]
+            ids, extras = batch["input_ids"][0].tolist(), dict(batch)
+            for name in ("input_ids", "attention_mask", "labels"):
+                extras.pop(name, None)
+            if self.image_token_id not in ids:
+                raise ValueError(
+                    f"model {self.path!r}: its chat template leaves no place for the image; add "
+                    "one that does"
+                )
+            return self._written_out(ids, extras, swaps)
         if self.n_placeholders:
             # The target's tokenizer: a drafter's own may have no entry for the image token.
-            text = self.template.chat(prompt, True)
+            text = self.template.chat(asked, True)
             text = text.replace("<image>", "<image>" * self.n_placeholders)
             return self.template.tokenizer.encode(text, add_special_tokens=special), None
-        return self.tokenizer.encode(text, add_special_tokens=special), None
+        ids = self.tokenizer.encode(text, add_special_tokens=special)
+        end, word = self.tokenizer.eos_token_id, self.tokenizer.eos_token
+        if ids[-1:] == [end] and text != prompt and not text.rstrip().endswith(word):
+            ids = ids[:-1]  # a templated prompt does not end with the end of an answer
+        return prompts.written_out(ids, swaps, self.tokenizer), None
 
-    def open(self, prompt: str, image: Any = None) -> HFContext:
+    def _adds_special(self, text: str) -> bool:
+        """Whether the tokenizer adds its own start: as `apply_chat_template` of transformers."""
+        speaker = self.template if self.template and not self.sees_images else self
+        if speaker.processor is None and speaker.tokenizer.chat_template is not None:
+            return False
+        bos = self.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
+
+    def _written_out(self, ids, extras: dict, swaps: Mapping[str, str]):
+        """`prompts.written_out` for ids that come with other entries per token."""
+        if not swaps:
+            return ids, extras
+        names = [name for name in extras if name.endswith(PER_TOKEN)]
+        lists = [extras[name][0].tolist() for name in names]
+        ids = prompts.written_out(ids, swaps, self.tokenizer, lists)
+        changed = {name: torch.tensor([values]) for name, values in zip(names, lists, strict=True)}
+        return ids, extras | changed
+
+    def open(self, prompt: Any, image: Any = None) -> HFContext:
         """A context that has read prompt and image, but not the prompt's last token."""
-        ids, pixels = self.encode(prompt, image)
+        if self.template is None:
+            _check_pictures(self, prompt, image)
+        ids, extras = self.encode(prompt, image)
         if len(ids) > self.max_positions:
             raise PromptTooLong(
                 f"prompt: with its template and image it has {len(ids)} tokens, {self.path} "
                 f"reads at most {self.max_positions}; shorten it"
             )
-        return (HFContext if self.llama is None else LlamaContext)(self, ids, pixels)
+        if self.template is None:
+            self._check_known(ids)
+        return self.context(ids, extras)
+
+    def context(self, ids: list[int], extras: dict | None = None) -> HFContext:
+        """A context that has read these ids but the last one."""
+        return (HFContext if self.llama is None else LlamaContext)(self, ids, extras)
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        """A target that lacks an id would answer another prompt."""
+        for token in ids:
+            if not 0 <= token < self.own_vocab_size and token != self.image_token_id:
+                word = self.tokenizer.convert_ids_to_tokens(token) if token >= 0 else None
+                raise ValueError(
+                    f"prompt: id {token} ({word!r}) is beyond the {self.own_vocab_size} that "
+                    f"{self.path} knows; leave it out, or use the model's own tokenizer"
+                )
 
     def own_ids(self, token_ids: Sequence[int]) -> list[int]:
         """What is fed for these tokens.
 
         A drafter that lacks an id which the target said is fed its first token instead: this can
-        only cost acceptance, never exactness.
+        only cost acceptance, never exactness. A target has all ids that it is given.
         """
+        if self.template is None:
+            return list(token_ids)
         return [token if token < self.own_vocab_size else 0 for token in token_ids]
 
+    def accepted_by(self, function, extras: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a processor's outputs that a function names, on this model's device."""
+        import inspect
+
+        names = inspect.signature(function).parameters
+        return {name: self.placed(value) for name, value in extras.items() if name in names}
+
+    def placed(self, value: Any) -> Any:
+        """A processor's output on this model's device; pictures in its number format."""
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            return value.to(self.device, self.module.dtype)
+        return value.to(self.device)
+
     @torch.inference_mode()
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """What the language model reads in the places of an image's tokens, [n, width]."""
+    def image_features(self, extras: Mapping[str, Any]) -> Tensor:
+        """What the language model reads in the places of the images' tokens, [n, width]."""
         config = self.module.config
-        output = self.module.get_image_features(
-            pixel_values=pixels.to(self.device, self.module.dtype),
-            vision_feature_layer=config.vision_feature_layer,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            return_dict=True,
-        )
+        settings = {
+            name: getattr(config, name)
+            for name in ("vision_feature_layer", "vision_feature_select_strategy")
+        }
+        function = self.module.get_image_features
+        output = function(**self.accepted_by(function, extras), **settings, return_dict=True)
         return torch.cat(list(output.pooler_output))
 
     def piece(self, token_id: int) -> str:
@@ -317,62 +561,129 @@ class HFModel:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
 
 
-class HFContext(Context):
-    """One prompt in a transformers cache. Image positions count in `offset`, not in `length`."""
+PER_TOKEN = "token_type_ids"  # how the names of outputs with one entry per token end
 
-    def __init__(self, model: HFModel, ids: list[int], pixels: Tensor | None):
+
+def _check_pictures(model: HFModel, prompt: Any, image: Any) -> None:
+    """Messages that name places for pictures must come with as many."""
+    places = prompts.n_image_parts(prompt)
+    given = 0 if image is None else len(image) if isinstance(image, (list, tuple)) else 1
+    if places and places != given:
+        raise ValueError(
+            f"prompt: its messages have places for {places} pictures, image= brings {given}; give "
+            "one for each"
+        )
+    if given and prompts.is_ids(prompt):
+        raise ValueError("image: it cannot go with token ids; give a text or messages")
+    if model.plan.whole_prompt and not given:
+        raise ValueError(f"image=None: {model.path} reads prompts only with a picture; give one")
+
+
+class HFContext(Context):
+    """One prompt in a transformers cache. Image positions count in `offset`, not in `length`.
+
+    The cache keeps every slot, also where layers see a window or a chunk only: what they may see
+    is said by masks, so that any slot can be taken back.
+    """
+
+    def __init__(self, model: HFModel, ids: list[int], extras: Mapping[str, Any] | None):
         from transformers import DynamicCache
 
-        image_id = model.image_token_id if pixels is not None else None
+        plan = model.plan
+        image_id = model.image_token_id if extras is not None else None
         text = [token for token in ids if token != image_id]
-        super().__init__(text, model.max_positions, offset=len(ids) - len(text))
+        limit = plan.positions_for(len(ids), model.path)
+        super().__init__(text, limit, offset=len(ids) - len(text))
         self.model = model
-        self.cache = DynamicCache(config=model.module.config.get_text_config())
-        if len(ids) > 1:
-            extra = {}
-            if pixels is not None:  # the only place where the image is encoded
-                extra["pixel_values"] = pixels.to(model.device, model.module.dtype)
-            self._call(ids[:-1], list(range(len(ids) - 1)), None, extra, keep=1)
+        self.cache = DynamicCache()  # without a config, so that no layer forgets
+        self.places: list[int] = []  # the position of each slot
+        self.shift = plan.position_of_first
+        n = len(ids) if plan.whole_prompt else len(ids) - 1
+        if n < 1:
+            return
+        given = {} if extras is None else dict(extras)  # the only place where images are encoded
+        for name in given:
+            if name.endswith(PER_TOKEN):
+                given[name] = given[name][:, :n]
+        positions = list(range(n))
+        # With images the module finds its own positions, which may have three axes (M-RoPE).
+        raw = self._call(ids[:n], None if given else positions, None, given, keep=1)
+        self.places = positions
+        deltas = getattr(getattr(model.module, "model", None), "rope_deltas", None)
+        if given and deltas is not None:
+            self.shift += int(deltas)
+        if plan.whole_prompt:
+            self._root, self.fed = model.logits(raw)[-1], self.length
 
     @torch.inference_mode()
-    def _call(self, tokens, positions, mask, extra, keep) -> Tensor:
-        device = self.model.device
-        ids = torch.tensor([self.model.own_ids(tokens)], device=device)
-        output = self.model.module(
-            input_ids=ids,
-            position_ids=torch.tensor([positions], device=device),
+    def _call(self, tokens, positions, mask, extras, keep) -> Tensor:
+        model = self.model
+        takes, device = model.plan.takes, model.device
+        settings = {name: model.placed(value) for name, value in extras.items()}
+        settings["cache" if "cache" in takes else "past_key_values"] = self.cache
+        if positions is not None and "position_ids" in takes:
+            places = [position + self.shift for position in positions]
+            settings["position_ids"] = torch.tensor([places], device=device)
+        if keep and "logits_to_keep" in takes:
+            settings["logits_to_keep"] = keep
+        output = model.module(
+            input_ids=torch.tensor([model.own_ids(tokens)], device=device),
             attention_mask=mask,
-            past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=keep,
-            **extra,
+            **settings,
         )
-        return output.logits[0]
+        return output.logits[0, -keep:].to(device)
 
     def _run(self, tokens, positions, visible):
         mask = None
         if visible is not None:
-            # Additive and floating: a bool mask is silently wrong with eager attention.
-            dtype = self.model.module.dtype
-            hidden = torch.zeros(visible.shape, dtype=dtype)
-            hidden.masked_fill_(~visible, torch.finfo(dtype).min)
-            mask = hidden[None, None].to(self.model.device)
+            if self.model.only_chains:
+                raise ValueError(
+                    f"drafter: it proposes a tree, and {self.model.path} is exact for chains only "
+                    f"({self.model.only_chains}); use Chain"
+                )
+            mask = self._masks(visible, positions)
+        self.places += positions
         return self.model.logits(self._call(tokens, positions, mask, {}, keep=0))
 
+    def _masks(self, visible: Tensor, positions: list[int]) -> Tensor | dict[str, Tensor]:
+        """What is added to attention scores, for each kind of layer where there are several."""
+        plan = self.model.plan
+        query = torch.tensor(positions)[:, None]
+        key = torch.tensor([*self.places, *positions])[None]
+        masks = {}
+        for kind in plan.kinds:
+            seen = visible
+            if kind == gate.SLIDING:
+                seen = visible & (query - key < plan.window)
+            elif kind == gate.CHUNKED:
+                seen = visible & (query // plan.chunk == key // plan.chunk)
+            # Additive and floating: a bool mask is silently wrong with eager attention.
+            dtype = self.model.module.dtype
+            hidden = torch.zeros(seen.shape, dtype=dtype)
+            hidden.masked_fill_(~seen, torch.finfo(dtype).min)
+            masks[kind] = hidden[None, None].to(self.model.device)
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
     def _keep(self, slots, n_before):
-        straight = slots == list(range(n_before, n_before + len(slots)))
+        kept = [*range(n_before), *slots]
+        straight = kept == list(range(len(kept)))
+        self.places = [self.places[slot] for slot in kept]
         for layer in self.cache.layers:
+            if getattr(layer, "keys", None) is None:  # a layer that reads another one's
+                continue
             if straight:
-                end = n_before + len(slots)
-                layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
+                layer.keys = layer.keys[:, :, : len(kept)]
+                layer.values = layer.values[:, :, : len(kept)]
             else:
-                index = torch.tensor([*range(n_before), *slots], device=layer.keys.device)
+                index = torch.tensor(kept, device=layer.keys.device)
                 layer.keys = layer.keys.index_select(2, index)
                 layer.values = layer.values.index_select(2, index)
 
     def copy(self) -> HFContext:
         other = self._fork(copy.copy(self))
         other.cache = copy.copy(self.cache)
+        other.places = list(self.places)
         # Cache tensors are replaced, never written to, so a fork may share them.
         other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return other
@@ -389,6 +700,14 @@ def _eos_ids(module, tokenizer) -> frozenset[int]:
 
 def _language_parameters(module, sees_images: bool) -> int:
     """Parameters of the language model, tied weights once; vision tower and projector left out."""
-    parts = [module.model.language_model, module.lm_head] if sees_images else [module]
-    unique = {id(p): p.numel() for part in parts for p in part.parameters()}
+    parts = [module]
+    if sees_images:
+        parts = [module.get_decoder(), module.get_output_embeddings()]
+    unique = {id(p): _numbers(p) for part in parts for p in part.parameters()}
     return sum(unique.values())
+
+
+def _numbers(parameter: Tensor) -> int:
+    """How many numbers a parameter stands for: four-bit weights are packed in pairs."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)

@@ -7,9 +7,9 @@ On a CPU keys, values and scores are float32 whatever the weights are: six times
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,12 @@ def why_not(module) -> str:
         return f"rope type {rope}"
     if module.dtype not in (torch.float32, torch.bfloat16):
         return f"dtype {str(module.dtype).removeprefix('torch.')}"
+    if getattr(module, "is_quantized", False):
+        return "quantised weights"
+    if len(set(getattr(module, "hf_device_map", {}).values())) > 1:
+        return "weights on several devices"
+    if text.head_dim != 2 * module.get_decoder().rotary_emb.inv_freq.numel():
+        return "partly rotary heads"
     return ""
 
 
@@ -186,8 +192,8 @@ class Llama:
 class LlamaContext(Context):
     """One prompt in a preallocated cache. Image positions count in `offset`, not in `length`."""
 
-    def __init__(self, model: HFModel, ids: list[int], pixels: Tensor | None):
-        image_id = model.image_token_id if pixels is not None else None
+    def __init__(self, model: HFModel, ids: list[int], extras: Mapping[str, Any] | None):
+        image_id = model.image_token_id if extras is not None else None
         text = [token for token in ids if token != image_id]
         super().__init__(text, model.max_positions, offset=len(ids) - len(text))
         self.model, self.llama = model, model.llama
@@ -195,9 +201,9 @@ class LlamaContext(Context):
         self.cache = self.llama.empty_cache(len(ids) + GROWTH)
         if len(ids) > 1:
             x = self.llama.embed(model.own_ids(ids[:-1]))
-            if pixels is not None:  # the only place where the image is encoded
+            if extras is not None:  # the only place where images are encoded
                 places = torch.tensor([token == image_id for token in ids[:-1]], device=x.device)
-                x = x.index_put((places,), model.image_features(pixels).to(x.dtype))
+                x = x.index_put((places,), model.image_features(extras).to(x.dtype))
             self._feed(x, range(len(ids) - 1), None, 0)
 
     def _feed(self, x, positions, mask, n_logits) -> Tensor:

@@ -27,22 +27,21 @@ class Choice(NamedTuple):
     ms: dict[str, list[float]]
 
 
-_dtype = "float32"
+_dtype = {"cpu": "float32", "gpu": "auto"}
 
 
-def dtype() -> str:
-    """The number format of models on a CPU that are loaded with dtype="auto".
+def dtype(device: str = "cpu") -> str:
+    """The number format of models that are loaded on a device with dtype="auto".
 
-    float32 until `specnb.setup` has found a faster one: only there two ways of decoding give equal
-    greedy tokens whatever the kernels round.
+    On a CPU float32 until `specnb.setup` has found a faster one: only there two ways of decoding
+    give equal greedy tokens whatever the kernels round. On a GPU "auto", which is as saved.
     """
-    return _dtype
+    return _dtype["cpu" if device == "cpu" else "gpu"]
 
 
-def set_dtype(name: str) -> None:
+def set_dtype(name: str, device: str = "cpu") -> None:
     """What `dtype` gives from now on."""
-    global _dtype
-    _dtype = name
+    _dtype["cpu" if device == "cpu" else "gpu"] = name
 
 
 def cores() -> int:
