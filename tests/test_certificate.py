@@ -249,7 +249,7 @@ def test_a_miniature_keeps_every_kind_of_layer_and_cuts_the_rest():
     assert small.vocab_size == 512 and large.vocab_size == 262_144
     assert small_ids([large.eos_token_id, 7], large)[0] == small.eos_token_id
     fewest = sum(p.numel() for p in _model(small).parameters())
-    assert fewest < 2_000_000
+    assert fewest < 10_000_000
 
 
 def _model(config):

@@ -31,7 +31,7 @@ REFUSED = [
     ("rwkv", {}, "cannot be taken back"),
     ("jamba", {}, "cannot be taken back"),
     ("falcon_h1", {}, "cannot be taken back"),
-    ("lfm2", {}, "cannot be taken back"),
+    ("lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "kind conv"),
     ("qwen3_next", {}, "layers of kind linear_attention"),
     ("gpt2", {"add_cross_attention": True}, "cross-attention"),
     ("xlnet", {}, "takes no cache"),
