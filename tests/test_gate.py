@@ -215,7 +215,7 @@ def test_devices_and_what_they_need(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no CUDA device"):
         sn.load_model(folder, device="cuda:1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"accelerate is missing; pip install 'specnb\[gpu\]'"):
+    with pytest.raises(ValueError, match=r"accelerate is missing; pip install -e '.\[gpu\]'"):
         sn.load_model(folder, device_map="auto")
 
 

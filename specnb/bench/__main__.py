@@ -5,7 +5,8 @@ import importlib
 import json
 from pathlib import Path
 
-SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch")
+SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
+SUBJECTS += ("first_model",)
 
 
 def main() -> None:
@@ -15,9 +16,13 @@ def main() -> None:
     parser.add_argument("--target", default="", help="folder or hub id; default: the embedded one")
     parser.add_argument("--draft", default="")
     parser.add_argument("--n", type=int, default=0, help="items per task; default: the full size")
+    parser.add_argument("--only", nargs="+", default=(), help="architectures: these families")
     options = parser.parse_args()
+    if options.only and options.subject != "architectures":
+        parser.error("--only goes with architectures")
     subject = importlib.import_module(f"specnb.bench.{options.subject}")
-    figures = subject.measure(target=options.target, draft=options.draft, n=options.n)
+    more = {"only": options.only} if options.only else {}
+    figures = subject.measure(target=options.target, draft=options.draft, n=options.n, **more)
     print(subject.table(figures))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

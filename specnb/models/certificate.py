@@ -270,13 +270,20 @@ def _bound(model, reference: Reference, ids: list[int], extras: dict | None) -> 
     module, inputs = reference.module, reference.inputs(ids[:-1], len(ids) - 1, extras)
     many = reference.of(ids, len(ids), extras, 1)[0]
     first = module(**inputs, use_cache=True)
-    name = "cache" if "cache" in model.plan.takes else "past_key_values"
+    settings = {
+        "cache" if "cache" in model.plan.takes else "past_key_values": first.past_key_values
+    }
+    deltas = getattr(getattr(module, "model", None), "rope_deltas", None)
+    if deltas is not None:  # M-RoPE finds positions for a whole text only
+        place = len(ids) - 1 + int(deltas)
+        settings["position_ids"] = torch.tensor([[place]], device=module.device)
     one = module(
         input_ids=torch.tensor([ids[-1:]], device=module.device),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=module.device),
         use_cache=True,
-        **{name: first.past_key_values},
-    ).logits[0, -1].float()  # fmt: skip
+        **settings,
+    )
+    one = one.logits[0, -1].float()
     return floor + 2 * float((one.to(many.device) - many).abs().max() / many.abs().max())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specnb import smollm2
 from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.models.llama import Llama, LlamaContext, why_not
@@ -101,7 +102,7 @@ def load_model(
             raise ValueError(f"{name}={value!r}: choose one of {choices}")
     device = _device(device, device_map)
     kind = machine.dtype(device) if dtype == "auto" else dtype
-    folder = folders.check_folder(folder)
+    folder = folders.check_folder(smollm2.named(folder))
     with _quiet() as transformers:
         return _load(transformers, folder, device, kind, runtime, device_map, quantization, certify)
 
@@ -194,13 +195,11 @@ def _speakers(transformers, folder: str, plan: gate.Plan, common: dict):
             ) from error
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, **common)
-    except ImportError as error:
-        package = "torchvision" if "orchvision" in str(error) else "the package it names"
-        raise ValueError(
-            f"model {folder!r}: its processor needs {package} ({_first_words(error)}); "
-            "pip install 'specnb[vision]'"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        if "orchvision" in str(error):
+            raise ValueError(
+                f"model {folder!r}: its processor needs torchvision; pip install -e '.[vision]'"
+            ) from error
         raise ValueError(
             f"model {folder!r}: it sees images, but its processor cannot be loaded "
             f"({_first_words(error)}); add processor_config.json (or preprocessor_config.json)"
@@ -234,12 +233,11 @@ def _placement(transformers, device: str, device_map: Any, quantization: str) ->
         for package in ("bitsandbytes", "accelerate"):
             if find_spec(package) is None:
                 raise ValueError(
-                    f"quantization={quantization!r}: {package} is missing; pip install "
-                    "'specnb[gpu]'"
+                    f"quantization={quantization!r}: {package} is missing; pip install -e '.[gpu]'"
                 )
     if device_map and find_spec("accelerate") is None:
         raise ValueError(
-            f"device_map={device_map!r}: accelerate is missing; pip install 'specnb[gpu]'"
+            f"device_map={device_map!r}: accelerate is missing; pip install -e '.[gpu]'"
         )
     placed: dict[str, Any] = {}
     if device_map or (device != "cpu" and find_spec("accelerate") is not None):
