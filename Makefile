@@ -13,10 +13,10 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test test-colab lab bench doctor address clean
+.PHONY: help .venv run test test-colab test-newest lab bench doctor smollm2 address clean
 
 help:  ## this list
-	@sed -n 's/^\([-.a-z]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 .venv: $(STAMP)  ## the environment, from requirements.lock
 	@:
@@ -46,6 +46,16 @@ test: $(STAMP)  ## the tests
 test-colab: .venv-colab/.installed  ## every notebook with the older packages of Colab
 	$(COLAB) -m specnb.batch run --out runs/colab
 
+# The newest transformers that was tried; the lock holds what everything else runs with.
+NEWEST := transformers==5.24.0
+.venv-newest/.installed: $(STAMP)
+	$(PY) -m pip install --quiet --no-deps --target .venv-newest $(NEWEST)
+	@touch $@
+
+test-newest: .venv-newest/.installed  ## tests of models with the newest transformers
+	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/test_gate.py tests/test_certificate.py \
+		tests/test_prompts.py tests/test_speed.py
+
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.
 
@@ -55,9 +65,16 @@ bench: $(STAMP)  ## real time, against plain decoding and transformers (20 minut
 doctor: $(STAMP)  ## versions, data and one short speculative run
 	$(PY) -m specnb.doctor
 
+.venv/.gguf: $(STAMP)
+	$(PY) -m pip install --quiet -c requirements.lock -e '.[gguf]'
+	@touch $@
+
+smollm2: .venv/.gguf  ## a first real model, SmolLM2-135M, for target=smollm2 (downloads 93 MB)
+	$(PY) -m specnb.smollm2
+
 address: $(STAMP)  ## writes the repository's address of pyproject.toml into the notebooks
 	$(PY) -m specnb.notebook
 
 clean:  ## remove environment and caches; runs/ stays
-	rm -rf .venv .venv-colab .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-colab .venv-newest .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find specnb tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

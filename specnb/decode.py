@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specnb.drafters import Chain, Drafter, Drafting, NoDraft
+from specnb import arguments
+from specnb.drafters import Chain, Drafter, Drafting, NoDraft, law_of
 from specnb.models.base import Context, Model, Pair
 from specnb.record import BlockRow, Record, TokenRow
 from specnb.sampling import Draws, Sampling
@@ -50,7 +51,7 @@ def next_block(
     tree = drafting.propose(draws, max_depth)
     drafted = time.perf_counter()
     scores = target.forward(tree.tokens, tree.parents)
-    target_probs = sampling.probs(torch.cat([scores.root[None], scores.nodes]))
+    target_probs = law_of(target, sampling, torch.cat([scores.root[None], scores.nodes]))
     outcome = verify(tree, target_probs[0], target_probs[1:], draws, eos_ids)
     emitted = [tree.tokens[node] for node in outcome.path]
     if outcome.token is not None:
@@ -81,9 +82,12 @@ class Decoding:
         max_new_tokens: int = 64,
         seed: int = 0,
     ):
-        sampling = sampling or Sampling()
-        drafter = drafter or Chain()
-        _check(pair.target, prompt, image, max_new_tokens)
+        sampling = Sampling() if sampling is None else sampling
+        drafter = Chain() if drafter is None else drafter
+        _check(pair, drafter, sampling, draft_sampling)
+        max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1)
+        seed = arguments.seed("seed", seed)
+        prompt, image = _asked(pair.target, prompt, image)
         began = time.perf_counter()
         self.target = pair.target.open(prompt, image)
         self.drafting = drafter.start(pair, prompt, image, draft_sampling or sampling)
@@ -104,9 +108,14 @@ class Decoding:
             "draft_sampling": repr(self.draft_sampling),
             "max_new_tokens": max_new_tokens,
             "seed": seed,
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "prompt": prompt,
             "target": pair.target.path,
             "draft": pair.draft.path if pair.draft else None,
+            "certificates": {
+                role: model.certificate
+                for role, model in (("target", pair.target), ("draft", pair.draft))
+                if hasattr(model, "certificate")
+            },
         }
 
     def step(self) -> Block:
@@ -135,7 +144,7 @@ class Decoding:
                 f"token_id={token_id}: give an id from 0 to {self.pair.target.vocab_size - 1}"
             )
         began = time.perf_counter()
-        target_probs = self.sampling.probs(self.target.forward().root[None])
+        target_probs = law_of(self.target, self.sampling, self.target.forward().root[None])
         self.target.commit([token_id])
         verified = time.perf_counter()
         self.drafting.commit([token_id], 0)
@@ -151,6 +160,7 @@ class Decoding:
             raise ValueError(f"finish={self.finish!r}: the text has ended, nothing can follow")
 
     def _goes_on(self, block: Block) -> Block:
+        block = _kept(block)
         self.blocks += (block,)
         self.n_emitted += len(block.token_ids)
         if block.token_ids[-1] in self.pair.target.eos_ids:
@@ -228,17 +238,60 @@ def autoregressive(
     )
 
 
-def _check(target: Model, prompt: Any, image: Any, max_new_tokens: int) -> None:
-    """Refuses wrong input in words, before any model runs."""
-    if max_new_tokens < 1 or max_new_tokens != int(max_new_tokens):
-        raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number >= 1")
-    if not (prompt.strip() if isinstance(prompt, str) else prompt):
-        raise ValueError(f"prompt={prompt!r}: it is empty, write what the model should answer")
-    if image is not None and not target.sees_images:
+def _check(pair: Pair, drafter: Any, sampling: Any, draft_sampling: Any) -> None:
+    """Refuses objects of another kind in words, before any model runs."""
+    if not isinstance(pair, Pair) or isinstance(pair.target, Pair):
+        raise ValueError(
+            f"pair={type(pair).__name__}: give a pair of models to `speculative`, as from "
+            "load_pair(), and its target to `autoregressive`"
+        )
+    if isinstance(drafter, type) or not isinstance(drafter, Drafter):
+        raise ValueError(f"drafter={arguments.shown(drafter)}: give a drafter, as in Chain(5)")
+    for name, value in (("sampling", sampling), ("draft_sampling", draft_sampling)):
+        if not isinstance(value, Sampling | None):
+            raise ValueError(
+                f"{name}={arguments.shown(value)}: give a Sampling, as in Sampling(0.7)"
+            )
+    if getattr(drafter, "branches", False):
+        for role, model in (("target", pair.target), ("draft", pair.draft)):
+            if why := getattr(model, "only_chains", ""):
+                raise ValueError(
+                    f"drafter={drafter!r}: it proposes trees, and {role} {model.path} is exact for "
+                    f"chains only ({why}); use Chain"
+                )
+
+
+def _asked(target: Model, prompt: Any, image: Any) -> tuple[Any, Any]:
+    """Prompt and pictures as plain values; wrong ones are refused in words."""
+    prompt = arguments.prompt(prompt)
+    ids = isinstance(prompt, list) and isinstance(prompt[0], int)
+    if target.tokenizer is None and not ids:
+        raise ValueError(
+            f"prompt={arguments.shown(prompt)}: {target.path} knows no words; give token ids"
+        )
+    if image is None:
+        return prompt, None
+    if not target.sees_images:
         raise ValueError(
             f"image={type(image).__name__}: {target.path} is a text-only model; leave the image "
             "out, or give a LLaVA-type target"
         )
+    if ids:
+        raise ValueError("image: it cannot go with token ids; give text or messages with a picture")
+    if isinstance(image, list | tuple) and (not image or any(one is None for one in image)):
+        raise ValueError(f"image={arguments.shown(image)}: give a picture, or a list of pictures")
+    return prompt, list(image) if isinstance(image, list | tuple) else image
+
+
+def _kept(block: Block) -> Block:
+    """The block as it is kept for the record: its laws leave an accelerator's memory."""
+    laws = (block.target_probs, block.tree.probs)
+    if all(law.device.type == "cpu" for law in laws):
+        return block
+    tree = replace(block.tree, probs=block.tree.probs.cpu())
+    final = block.outcome.final_probs
+    outcome = replace(block.outcome, final_probs=None if final is None else final.cpu())
+    return replace(block, tree=tree, target_probs=block.target_probs.cpu(), outcome=outcome)
 
 
 def _record(pair, blocks: Sequence[Block], finish, prefill_s, settings) -> Record:

@@ -14,9 +14,9 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from specnb.files import sha256_of
+from specnb.files import REPOSITORY as ROOT
+from specnb.files import need_repository, sha256_of
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 # Only `make lab` and specnb.batch need them.
 NOT_ON_COLAB = {"jupyterlab", "papermill", "nbconvert", "nbformat", "latex2mathml"}
@@ -127,6 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parser.parse_args(argv).write_sums:
         print(f"{write_sums()} files in data/SHA256SUMS")
         return 0
+    try:
+        need_repository()
+    except ValueError as reason:  # nothing else can be well then
+        print(f"wrong: {reason}", file=sys.stderr)
+        return 1
     reasons = []
     for check in (versions, machine, hashes, decoding):
         try:

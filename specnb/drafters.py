@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from specnb.arguments import shown, whole, wholes
 from specnb.models.base import Context, Pair, PromptTooLong
-from specnb.sampling import Draws, Sampling
+from specnb.sampling import Draws, NoNumbers, Sampling
 from specnb.stopping import FixedLength, StoppingRule
 from specnb.tree import DraftTree, empty_tree
 
@@ -87,6 +88,11 @@ class _Tree:
     stop: StoppingRule = field(default_factory=FixedLength, kw_only=True)
 
     rule = "recursive"  # by which the verifier takes the tree apart
+    branches = True  # whether a node may get two children: not every model can score that
+
+    def __post_init__(self):
+        if isinstance(self.stop, type) or not isinstance(self.stop, StoppingRule):
+            raise ValueError(f"stop={shown(self.stop)}: give a stopping rule, as in AdaEDL(0.5)")
 
     def expand(self, level: Level, draws: Draws) -> Iterable[Drawn]:
         """The children of a level, those of one node in draw order."""
@@ -149,7 +155,7 @@ class TreeDrafting:
             )
             forwards += 1
             logits = scores.nodes if new else scores.root[None]
-            probs = self.sampling.probs(logits)
+            probs = law_of(self.context, self.sampling, logits)
             nodes = frontier
             if not isinstance(self.rule, FixedLength):  # which never stops
                 go_on = [i for i in range(len(nodes)) if not self.rule.stop(logits[i], probs[i])]
@@ -197,14 +203,27 @@ class TreeDrafting:
         self.rule.update(self.depth_drafted, n_accepted, self.max_depth)
 
 
+def law_of(context: Context, sampling: Sampling, logits: Tensor) -> Tensor:
+    """`sampling.probs(logits)`; where they are NaN or infinite, the error names model and dtype."""
+    try:
+        return sampling.probs(logits)
+    except NoNumbers as error:
+        model = getattr(context, "model", None)
+        dtype = str(getattr(model, "dtype", logits.dtype)).removeprefix("torch.")
+        raise NoNumbers(f"{getattr(model, 'path', 'model')} in {dtype}: {error}") from None
+
+
 @dataclass(frozen=True)
 class Chain(_Tree):
     """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192)."""
 
     draft_length: int = 5
 
+    branches = False
+
     def __post_init__(self):
-        _whole("draft_length", self.draft_length)
+        super().__post_init__()
+        _set_whole(self, "draft_length")
 
     @property
     def depth(self) -> int:
@@ -221,11 +240,14 @@ class _Branching(_Tree):
     branching: tuple[int, ...] = (2, 2, 1)
 
     def __post_init__(self):
-        object.__setattr__(self, "branching", tuple(self.branching))
-        if not self.branching:
-            raise ValueError("branching=(): give one number of children per level, as in (2, 2, 1)")
-        for number in self.branching:
-            _whole("branching", number)
+        super().__post_init__()
+        remedy = "give one number of children per level, as in (2, 2, 1)"
+        branching = wholes("branching", self.branching, 1, remedy)
+        object.__setattr__(self, "branching", branching)
+
+    @property
+    def branches(self) -> bool:
+        return max(self.branching) > 1
 
     @property
     def depth(self) -> int:
@@ -266,8 +288,12 @@ class StochasticBeam(_Tree):
     depth: int = 4
 
     def __post_init__(self):
-        _whole("width", self.width)
-        _whole("depth", self.depth)
+        super().__post_init__()
+        _set_whole(self, "width", "depth")
+
+    @property
+    def branches(self) -> bool:
+        return self.width > 1
 
     def expand(self, level, draws):
         nodes, vocab = level.probs.shape
@@ -375,8 +401,7 @@ class PromptLookup:
     length: int = 5
 
     def __post_init__(self):
-        _whole("ngram", self.ngram)
-        _whole("length", self.length)
+        _set_whole(self, "ngram", "length")
 
     def start(self, pair: Pair, prompt, image, sampling) -> PromptLookupDrafting:
         return PromptLookupDrafting(self, pair.target, prompt)
@@ -416,6 +441,7 @@ class PromptLookupDrafting:
         self.text += token_ids
 
 
-def _whole(name: str, value) -> None:
-    if value < 1 or value != int(value):
-        raise ValueError(f"{name}={value}: give a whole number >= 1")
+def _set_whole(settings: Any, *names: str) -> None:
+    """Stores these fields of a frozen drafter as whole numbers >= 1."""
+    for name in names:
+        object.__setattr__(settings, name, whole(name, getattr(settings, name), 1))

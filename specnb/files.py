@@ -1,12 +1,72 @@
-"""Files that are whole or absent, and what identifies their content."""
+"""Files that are whole or absent, what identifies their content, and reading those of others."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def need_repository(folder: Path = REPOSITORY) -> None:
+    """ValueError where models, notebooks and texts cannot be here: a wheel has the code alone."""
+    if not (folder / "pyproject.toml").is_file():
+        raise ValueError("specnb runs from its repository: clone it and pip install -e .")
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, with or without a byte order mark; they end at a newline only.
+
+    Other separators, as U+2028, are part of a line. ValueError names file and line of what is not
+    UTF-8.
+    """
+    lines = []
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            lines.append(line.removesuffix(b"\r").decode("utf-8"))
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{path.name}, line {number}: this is not UTF-8; save the file with that encoding"
+            ) from None
+    return lines
+
+
+def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its place in words; blank lines are left out.
+
+    ValueError names file and line of what is no JSON object, or holds a key twice.
+    """
+    rows = []
+    for number, line in enumerate(text_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, line {number}"
+        try:
+            row = json.loads(line, object_pairs_hook=_pairs)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: this is no JSON ({error.msg}); write an object") from None
+        except (ValueError, RecursionError) as error:  # a key twice; endless digits or brackets
+            raise ValueError(f"{where}: this cannot be read ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: write an object such as {{"prompt": "..."}}')
+        rows.append((where, row))
+    return rows
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands there twice; leave one out")
+        found[key] = value
+    return found
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from specnb.files import write_whole
+from specnb import arguments
+from specnb.files import REPOSITORY as ROOT
+from specnb.files import json_rows, need_repository, write_whole
 from specnb.models import machine
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT_KEYS = ("prompt", "image", "task")
 DTYPES = ("auto", "float32", "bfloat16")
+MOST_THREADS = 1024
 
 
 # ------------------------------------------------------------------------------------- set-up
@@ -36,8 +38,8 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
-    if threads != "auto" and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads={threads!r}: give a whole number >= 1, or 'auto'")
+    if not (isinstance(threads, str) and threads == "auto"):
+        threads = arguments.whole("threads", threads, 1, MOST_THREADS, note=", or 'auto'")
     import plotly.io
     import torch
 
@@ -103,22 +105,23 @@ class RunConfig:
     out_dir: str = ""
 
     def __post_init__(self):
-        from specnb.models import hf
+        from specnb.models import folders
         from specnb.sampling import Sampling
         from specnb.scenes import TASKS
 
         for name in ("target", "draft", "prompts"):
             object.__setattr__(self, name, _resolved(getattr(self, name)))
-        for name, least in (("draft_length", 1), ("n_prompts", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value}: give a whole number >= {least}")
-        Sampling(self.temperature, top_p=self.top_p)
+        for name in ("draft_length", "n_prompts"):
+            object.__setattr__(self, name, arguments.whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "seed", arguments.seed("seed", self.seed))
+        sampling = Sampling(self.temperature, top_p=self.top_p)
+        object.__setattr__(self, "temperature", sampling.temperature)
+        object.__setattr__(self, "top_p", sampling.top_p)
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r}: choose one of {', '.join(TASKS)}")
         for folder in (self.target, self.draft):
             if folder:
-                hf.check_folder(folder)
+                folders.check_folder(folder)
         if self.prompts and not Path(self.prompts).is_file():
             raise ValueError(f"prompts={self.prompts!r}: there is no such file; give a JSONL file")
         _check_out_dir(self.out_dir)
@@ -151,6 +154,11 @@ class StoppingConfig(RunConfig):
         super().__post_init__()
         if self.rule not in ("AdaEDL", "MaxConfidence"):
             raise ValueError(f"rule={self.rule!r}: choose AdaEDL or MaxConfidence")
+        threshold = arguments.number("threshold", self.threshold, finite=False)
+        entropy_factor = arguments.number("entropy_factor", self.entropy_factor, 0)
+        object.__setattr__(self, "threshold", threshold)
+        object.__setattr__(self, "entropy_factor", entropy_factor)
+        object.__setattr__(self, "adaptive", arguments.flag("adaptive", self.adaptive))
         _ = self.stop  # refuses what the rule refuses
 
     @property
@@ -200,9 +208,9 @@ class TreeConfig(RunConfig):
         super().__post_init__()
         from specnb.sampling import Sampling
 
-        Sampling(self.draft_temperature)
-        if self.width < 1:
-            raise ValueError(f"width={self.width}: give a whole number >= 1")
+        draft_temperature = Sampling(self.draft_temperature).temperature
+        object.__setattr__(self, "draft_temperature", draft_temperature)
+        object.__setattr__(self, "width", arguments.whole("width", self.width, 1))
         _ = self.shape  # refuses what is no list of numbers
 
     @property
@@ -235,24 +243,16 @@ def _coerced(name: str, value: Any, kind: str) -> Any:
     if kind == "str":
         if value is None:
             return ""
-        if isinstance(value, (str, int, Path)) and not isinstance(value, bool):
+        if isinstance(value, (int, Path)) and not isinstance(value, bool):
             return str(value)
-        raise ValueError(f"{name}={value!r}: give a text")
+        return arguments.text(name, value)
     if kind == "bool":
         words = {"true": True, "false": False, "1": True, "0": False}
         if str(value).lower() not in words:
-            raise ValueError(f"{name}={value!r}: give True or False")
+            raise ValueError(f"{name}={arguments.shown(value)}: give True or False")
         return words[str(value).lower()]
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(value)
-        if kind == "int" and number != int(number):
-            raise ValueError
-        return int(number) if kind == "int" else number
-    except (TypeError, ValueError, OverflowError):
-        wanted = "a whole number" if kind == "int" else "a number"
-        raise ValueError(f"{name}={value!r}: give {wanted}") from None
+    read = arguments.read_whole if kind == "int" else arguments.read_number
+    return read(name, value)
 
 
 def _resolved(name: str) -> str:
@@ -285,11 +285,11 @@ def items(cfg: RunConfig) -> list:
 
     if not cfg.prompts:
         return scenes.examples(cfg.task, cfg.n_prompts, cfg.seed)
-    lines = Path(cfg.prompts).read_text(encoding="utf-8").splitlines()
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
+    path = Path(cfg.prompts)
+    rows = json_rows(path)
+    if not rows:
         raise ValueError(f"prompts={cfg.prompts!r}: the file is empty; give a JSON object per line")
-    return [_item(Path(cfg.prompts), *line) for line in numbered][: cfg.n_prompts]
+    return [_item(path.parent, where, row) for where, row in rows][: cfg.n_prompts]
 
 
 def by_task(cfg: RunConfig) -> dict[str, list]:
@@ -306,28 +306,22 @@ def by_task(cfg: RunConfig) -> dict[str, list]:
     return found
 
 
-def _item(path: Path, number: int, line: str) -> Item:
-    where = f"{path.name}, line {number}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: this is no JSON ({error.msg}); write an object") from None
-    if not isinstance(row, dict):
-        raise ValueError(f'{where}: write an object such as {{"prompt": "..."}}')
+def _item(folder: Path, where: str, row: Mapping[str, Any]) -> Item:
+    """The item of a row that stands at a place of a file in `folder`."""
     for key in row:
         if key not in PROMPT_KEYS:
             raise ValueError(f"{where}: unknown key {key!r}; known are {', '.join(PROMPT_KEYS)}")
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise ValueError(f"{where}: 'prompt' is missing or empty; write what to answer")
-    for key in ("image", "task"):
-        if not isinstance(row.get(key) or "", str):
-            raise ValueError(f"{where}: {key}={row[key]!r}: give a text")
+    for key in PROMPT_KEYS:
+        if row.get(key) is not None:
+            arguments.text(f"{where}: {key}", row[key])
     image = None
     if row.get("image"):
-        from specnb.models.hf import as_picture
+        from specnb.models.pictures import as_picture
 
         try:
-            image = as_picture(path.parent / row["image"])
+            image = as_picture(folder / row["image"])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return Item(row["prompt"], image, row.get("task") or "prompts")
@@ -395,7 +389,8 @@ def measure(
     found = []
     for number, item in enumerate(items):
         image = item.image if pair.target.sees_images else None
-        common = {"sampling": cfg.sampling, "max_new_tokens": 64, "seed": cfg.seed + number}
+        seed = (cfg.seed + number) % (arguments.SEED_MOST + 1)
+        common = {"sampling": cfg.sampling, "max_new_tokens": 64, "seed": seed}
         names = list(methods)
         turn = number % len(names)
         plain = autoregressive(pair.target, item.prompt, image, **common)
@@ -464,6 +459,7 @@ def write_address(folder: Path = ROOT) -> int:
     import re
     import tomllib
 
+    need_repository(folder)
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     line = f'REPO, TAG = \\"{project["urls"]["Repository"]}\\", \\"v{project["version"]}\\"'
     paths = sorted((folder / "notebooks").glob("*.ipynb"))

@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from specnb.arguments import number, whole
+from specnb.arguments import seed as checked_seed
+
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Float, Int
+
+
+COLDEST, HOTTEST = 1e-30, 1e30  # beyond them float32 divides by 0 or by infinity
+
+
+class NoNumbers(ValueError):
+    """Logits that are NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Temperature, then top-k, then top-p, in the order of transformers. Temperature 0 is greedy.
 
-    top_k = 0 and top_p = 1.0 switch the respective filter off.
+    top_k = 0 and top_p = 1.0 switch the respective filter off. ValueError names what is no number
+    in its range.
     """
 
     temperature: float = 0.0
@@ -26,29 +37,37 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 0.0 <= self.temperature < math.inf:
+        temperature = number("temperature", self.temperature, 0, note=" (0 is greedy decoding)")
+        if temperature and not COLDEST <= temperature <= HOTTEST:
+            size = "small" if temperature < COLDEST else "large"
             raise ValueError(
-                f"temperature={self.temperature}: give a finite number >= 0 (0 is greedy decoding)"
+                f"temperature={temperature}: it is too {size} to divide by; give 0 (greedy "
+                f"decoding), or a number from {COLDEST:g} to {HOTTEST:g}"
             )
-        if not 0 <= self.top_k < math.inf or self.top_k != int(self.top_k):
-            raise ValueError(f"top_k={self.top_k}: give a whole number >= 0 (0 keeps every token)")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p={self.top_p}: give a number in (0, 1] (1 keeps every token)")
+        top_k = whole("top_k", self.top_k, 0, note=" (0 keeps every token)")
+        top_p = number("top_p", self.top_p, 0, 1, above=True, note=" (1 keeps every token)")
+        object.__setattr__(self, "temperature", temperature)
+        object.__setattr__(self, "top_k", top_k)
+        object.__setattr__(self, "top_p", top_p)
 
     def probs(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """The law that tokens are drawn from; float32, or float64 where the logits are.
 
-        Temperature 0 gives a one-hot row (ties go to the lowest id).
+        Temperature 0 gives a one-hot row (ties go to the lowest id). ValueError where a row has
+        NaN, a positive infinity, or nothing but negative ones.
         """
         if logits.dtype != torch.float64:
             logits = logits.float()
         if self.temperature == 0.0:
-            best = logits.argmax(dim=-1, keepdim=True)  # the first of equals
+            largest, best = logits.max(dim=-1, keepdim=True)  # the first of equals
+            _judge(largest)
             return torch.zeros_like(logits).scatter_(-1, best, 1.0)
+        largest = logits.amax(dim=-1, keepdim=True)
+        _judge(largest)
         # Differences to the best token, so that no temperature can overflow.
-        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
+        logits = (logits - largest) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
-            kth = logits.topk(int(self.top_k), dim=-1).values[..., -1:]
+            kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -math.inf)
         if self.top_p < 1.0:
             ranked, order = logits.sort(dim=-1, descending=True, stable=True)
@@ -57,6 +76,16 @@ class Sampling:
             drop = (above >= self.top_p).scatter(-1, order, above >= self.top_p)
             logits = logits.masked_fill(drop, -math.inf)
         return logits.softmax(dim=-1)
+
+
+def _judge(largest: Float[Tensor, "*batch 1"]) -> None:
+    """Refuses logits by each row's largest, which is NaN where anything in the row is."""
+    if math.isfinite(largest.sum()) or largest.isfinite().all():  # the sum alone may overflow
+        return
+    raise NoNumbers(
+        "logits are NaN or infinite: numbers overflowed, or the weights are damaged; load the "
+        "model with dtype='float32', or copy its files again"
+    )
 
 
 def residual(
@@ -80,7 +109,7 @@ class Draws:
     """
 
     def __init__(self, seed: int = 0):
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(checked_seed("seed", seed))
         self._ready: list[float] = []
 
     def _uniform(self) -> float:

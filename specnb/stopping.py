@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from specnb.arguments import flag, number
+
 HIGHEST = 0.95  # of an adaptive threshold
 
 
@@ -84,13 +86,15 @@ class _Adaptive:
     def __post_init__(self):
         if self.signal not in ("raw", "adjusted"):
             raise ValueError(f"signal={self.signal!r}: choose 'raw' or 'adjusted'")
-        if math.isnan(self.threshold):
-            raise ValueError(f"threshold={self.threshold}: give a number")
+        checked = {
+            "adaptive": flag("adaptive", self.adaptive),
+            "threshold": number("threshold", self.threshold, finite=False),
+            "epsilon": number("epsilon", self.epsilon, 0),
+        }
         for name in ("alpha", "beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number in [0, 1]")
-        if not 0.0 <= self.epsilon < math.inf:
-            raise ValueError(f"epsilon={self.epsilon}: give a finite number >= 0")
+            checked[name] = number(name, getattr(self, name), 0, 1)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def score(self, probs: Tensor) -> float:
         """What is held against the threshold; at most 1."""
@@ -124,8 +128,8 @@ class AdaEDL(_Adaptive):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0.0 <= self.entropy_factor < math.inf:
-            raise ValueError(f"entropy_factor={self.entropy_factor}: give a finite number >= 0")
+        factor = number("entropy_factor", self.entropy_factor, 0)
+        object.__setattr__(self, "entropy_factor", factor)
 
     def score(self, probs: Tensor) -> float:
         return entropy_bound(float(torch.special.entr(probs).sum()), self.entropy_factor)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from specnb.decode import Decoding
-from specnb.drafters import Chain, Drafter, GumbelTopK, IIDTree, NoDraft, StochasticBeam
+from specnb.drafters import (
+    Chain,
+    Drafter,
+    GumbelTopK,
+    IIDTree,
+    NoDraft,
+    PromptLookup,
+    StochasticBeam,
+)
 from specnb.models.base import Pair
 from specnb.record import Record
 from specnb.sampling import Sampling
 from specnb.stopping import AdaEDL, MaxConfidence
 
 MOST_NODES = 128  # of a tree that a slider may ask for: it is drawn, and drafted while one waits
-OWN = "own class"
+OWN, LOOKUP = "own class", "prompt lookup"
 # A method by its name in the panel, and the controls that it listens to.
 METHODS = {
     "chain": ("draft_length",),
@@ -25,8 +33,14 @@ METHODS = {
     "RSD-C": ("branching",),
     "RSD-S": ("width", "draft_length"),
     "iid tree": ("branching",),
+    LOOKUP: ("ngram", "draft_length"),
     OWN: ("path",),
 }
+
+
+def methods_for(pair: Pair) -> tuple[str, ...]:
+    """The methods that can draft for a pair: without a draft model, those that need none."""
+    return tuple(METHODS) if pair.draft else (LOOKUP, OWN)
 
 
 def shape_of(branching: str) -> tuple[int, ...]:
@@ -48,6 +62,7 @@ class Method:
     threshold: float = 0.5
     branching: str = "3,2,1"
     width: int = 3
+    ngram: int = 3
     path: str = ""  # package:Class, called without arguments
 
     def __post_init__(self):
@@ -59,6 +74,11 @@ class Method:
             return self.path or OWN
         words = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in METHODS[self.name]]
         return ", ".join([self.name, *words])
+
+    def fitted(self, pair: Pair) -> Method:
+        """This method, or with the same settings the first one that can draft for the pair."""
+        able = methods_for(pair)
+        return self if self.name in able else replace(self, name=able[0])
 
     def drafter(self) -> Drafter:
         """The drafter; ValueError in words where the controls describe none."""
@@ -75,6 +95,8 @@ class Method:
             return (GumbelTopK if self.name == "RSD-C" else IIDTree)(shape)
         if self.name == "RSD-S":
             return StochasticBeam(self.width, self.draft_length)
+        if self.name == LOOKUP:
+            return PromptLookup(self.ngram, self.draft_length)
         rules = {"AdaEDL": AdaEDL, "MaxConfidence": MaxConfidence}
         if self.name in rules:
             return Chain(self.draft_length, stop=rules[self.name](self.threshold))
@@ -125,6 +147,7 @@ class Studio:
     def __init__(self, pair: Pair):
         self.pair = pair
         self._plain: dict[tuple, tuple[Question, Record]] = {}
+        self._half_done: tuple[tuple, Decoding] | None = None
 
     def begin(self, question: Question, method: Method) -> Decoding:
         """A run before its first block.
@@ -152,21 +175,34 @@ class Studio:
 
     def run(self, question: Question, method: Method) -> Decoding:
         """A finished run; decoded anew at every call."""
-        return _finished(self.begin(question, method))
+        decoding = self.begin(question, method)
+        while decoding.finish is None:
+            decoding.step()
+        return decoding
 
     def plain(self, question: Question) -> Record:
         """The run without drafts, decoded once per prompt, picture, sampling and seed."""
-        if question.key not in self._plain:
-            alone = self._begin(question, Pair(self.pair.target), NoDraft(), None)
-            # The question stays with its run: a picture that is alive cannot lend out its id.
-            self._plain[question.key] = question, _finished(alone).record()
+        for _ in self.plain_in_steps(question):
+            pass
         return self._plain[question.key][1]
 
+    def plain_in_steps(self, question: Question) -> Iterator[Decoding]:
+        """The same run before each of its blocks, unless it is known already.
 
-def _finished(decoding: Decoding) -> Decoding:
-    while decoding.finish is None:
-        decoding.step()
-    return decoding
+        Given up half done, it goes on from there when it is asked for next.
+        """
+        if question.key in self._plain:
+            return
+        key, run = self._half_done or (None, None)
+        if key != question.key:
+            run = self._begin(question, Pair(self.pair.target), NoDraft(), None)
+        while run.finish is None:
+            self._half_done = question.key, run
+            yield run
+            self._half_done = None  # a block that fails leaves nothing to go on from
+            run.step()
+        # The question stays with its run: a picture that is alive cannot lend out its id.
+        self._plain[question.key] = question, run.record()
 
 
 PHASES = ("draft", "verify", "accept", "commit")

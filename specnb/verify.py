@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,9 @@ from specnb.tree import DraftTree
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Float
+
+
+SUM_TOLERANCE = {torch.float64: 1e-9}  # how far a row may be from 1; 1e-3 in narrower numbers
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,15 @@ def verify(
 
     At each node the children are examined in draw order until one is accepted, by the tree's
     rule: `recursive` or `k_sequential`. `root_probs` and `node_probs` are the target's laws behind
-    the last committed token and behind each node.
+    the last committed token and behind each node; the drafter's may lie on another device.
+    ValueError, before anything is drawn, where a row that the drafter declares is no distribution.
     """
     examine = {"recursive": recursive, "kseq": k_sequential}.get(tree.rule)
     if examine is None:
         raise ValueError(f"rule={tree.rule!r}: this verifier knows 'recursive' and 'kseq'")
+    if tree.probs.device != root_probs.device:
+        tree = replace(tree, probs=tree.probs.to(root_probs.device))
+    check_rows(tree)
     path: list[int] = []
     examined: list[tuple[int, Examined]] = []
     node, target_probs = -1, root_probs
@@ -75,6 +82,25 @@ def verify(
         target_probs, final = node_probs[node], "bonus"
         if tree.tokens[node] in eos_ids:  # nothing is ever said behind the end
             return Outcome(tuple(path), None, None, None, tuple(examined))
+
+
+def check_rows(tree: DraftTree) -> None:
+    """ValueError naming the first node whose declared law is no distribution; none is repaired."""
+    rows = tree.probs
+    if len(rows) != len(tree):
+        raise ValueError(f"probs: {len(rows)} rows for {len(tree)} nodes; declare one law for each")
+    if not len(tree):
+        return
+    tolerance = SUM_TOLERANCE.get(rows.dtype, 1e-3)
+    lowest, sums = rows.amin(dim=-1).tolist(), rows.sum(dim=-1).tolist()
+    for node, (low, total) in enumerate(zip(lowest, sums, strict=True)):
+        # Written so that NaN, which compares with nothing, is wrong.
+        if not (low >= 0.0 and abs(total - 1.0) <= tolerance):
+            wrong = f"it sums to {total:.6g}" if low >= 0.0 else f"its lowest entry is {low:.6g}"
+            raise ValueError(
+                f"node {node}: token {tree.tokens[node]} was declared with a law that is no "
+                f"distribution, {wrong}; declare the probabilities that it was drawn with"
+            )
 
 
 Looks = list[tuple[int, Examined]]

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import specnb as sn
-from specnb.models.hf import HFContext, as_picture
+from specnb.models.hf import HFContext
+from specnb.models.pictures import as_picture
 from specnb.scenes import examples, random_scene, render
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # our own words, not the type checker's

@@ -87,6 +87,42 @@ def make_sweep(folder: Path, text: str, name: str = "s.yml") -> Path:
         ("notebooks: [00_start_here]\ngrid: {1: [2]}", "1 is no name of a parameter"),
         ("notebooks: [00_start_here]\nretries: x", "retries='x'"),
         ("notebooks: [00_start_here]\ntimeout: 0.5", "timeout=0.5"),
+        ("notebooks: [00_start_here]\nworkers: true", "workers=True: give a whole number >= 1"),
+        ("notebooks: [00_start_here]\ntimeout: '9'", "timeout='9': give a finite number >= 1"),
+        ("notebooks: [00_start_here]\nseeds: [1.5]", "seeds=1.5: give a whole number >= 0"),
+        ("notebooks: [00_start_here]\nseeds: ['1']", "seeds='1': give a whole number >= 0"),
+        ("notebooks: [00_start_here]\nseeds: [true]", "seeds=True: give a whole number >= 0"),
+        ("notebooks: [00_start_here]\nseeds: true", "seeds=True: give a list"),
+        ("notebooks: [00_start_here]\nseeds: [9223372036854775808]", "seeds=9223372036854775808"),
+        ("notebooks: [00_start_here]\nseeds: 9007199254740993", "or a number >= 1 and <= 100000"),
+        ("notebooks: [00_start_here]\ngrid: {seed: [1.0e+300]}", "seed=1e+300: give a whole"),
+        (
+            "notebooks: [00_start_here]\ngrid:\n  draft_length: [1, 2, 3]\n  draft_length: [7]",
+            "line 4: the key 'draft_length' stands in line 3 already; leave one out",
+        ),
+        (
+            "notebooks: [00_start_here]\nparameters: {temperature: 0.5}\n"
+            "parameters: {temperature: 0.7}",
+            "line 3: the key 'parameters' stands in line 2 already",
+        ),
+        ("notebooks: [00_start_here]\nsets: [{seed: 1, seed: 2}]", "the key 'seed' stands in line"),
+        (
+            "notebooks: [00_start_here]\nparameters: {seed: 1}\ngrid: {seed: [1, 2]}",
+            "seed: it stands in parameters and in grid; leave one out",
+        ),
+        (
+            "notebooks: [00_start_here]\nparameters: {top_p: 1}\nsets: [{seed: 1}, {top_p: 0.5}]",
+            "top_p: it stands in parameters and in sets; leave one out",
+        ),
+        (
+            "notebooks: [00_start_here]\ngrid: {draft_length: [1:30]}",
+            "line 2: 1:30 would be read as 90; write that, or quotes around a text",
+        ),
+        ("notebooks: [00_start_here]\nseeds: [010]", "line 2: 010 would be read as 8"),
+        ("notebooks: [00_start_here]\nname: 2001-99-99", "month must be in 1..12"),
+        ("a: " + "9" * 5000, "digits"),
+        ("[" * 5000, "brackets within brackets"),
+        ("a: &a [*a]", "aliases repeat too much"),
     ],
 )
 def test_a_sweep_file_is_judged_first(tmp_path, unchecked, text, words):
@@ -95,6 +131,195 @@ def test_a_sweep_file_is_judged_first(tmp_path, unchecked, text, words):
         read_sweep(path)
     assert words in str(caught.value)
     assert os.listdir(tmp_path) == ["s.yml"]
+
+
+def test_merged_keys_are_not_keys_that_stand_twice(tmp_path):
+    """An anchor is written once and taken with changes: YAML's own way, and meant."""
+    text = (
+        "notebooks: [00_start_here]\n"
+        "sets:\n"
+        "  - &base {draft_length: 3, temperature: 0.5}\n"
+        "  - {<<: *base, draft_length: 4}\n"
+        "  - &late\n    <<: *base\n    temperature: 0.7\n"
+        "  - {<<: *late, seed: 1}\n"
+    )
+    given = [dict(run.given) for run in read_sweep(make_sweep(tmp_path, text)).runs]
+    assert given == [
+        {"draft_length": 3, "temperature": 0.5},
+        {"draft_length": 4, "temperature": 0.5},
+        {"draft_length": 3, "temperature": 0.7},
+        {"draft_length": 3, "temperature": 0.7, "seed": 1},
+    ]
+
+
+def test_errors_of_sweep_files_are_one_short_sentence(tmp_path):
+    rows = "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    bomb = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + rows
+    for text in (bomb, "notebooks: " + "[1, " * 50, "x: !!python/" + "a" * 9000, "a: \x00"):
+        with pytest.raises(ValueError, match="^s.yml: ") as caught:
+            read_sweep(make_sweep(tmp_path, text))
+        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+        assert ("aliases repeat too much" in str(caught.value)) is (text is bomb)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [("name: a\n# café".encode("latin-1"), 2), ("name: a".encode("utf-16"), 1)],
+)
+def test_sweep_files_in_other_encodings_are_named(tmp_path, data, line):
+    (tmp_path / "s.yml").write_bytes(data)
+    with pytest.raises(ValueError, match=f"^s.yml, line {line}: this is not UTF-8"):
+        read_sweep(tmp_path / "s.yml")
+    (tmp_path / "s.yml").write_bytes(b"\xef\xbb\xbfnotebooks: [00_start_here]")
+    assert len(read_sweep(tmp_path / "s.yml").runs) == 1
+
+
+def test_seeds_are_exact_from_the_file_to_the_table(tmp_path):
+    large = [2**53 + 1, 2**63 - 1]
+    text = f"notebooks: [00_start_here]\nseeds: {large}"
+    runs = read_sweep(make_sweep(tmp_path, text)).runs
+    assert [run.parameters["seed"] for run in runs] == large
+    text = f"notebooks: [00_start_here]\ngrid: {{seed: ['{large[0]}', {large[1]}]}}"
+    assert [run.parameters["seed"] for run in read_sweep(make_sweep(tmp_path, text)).runs] == large
+    out = tmp_path / "out"
+    out.mkdir()
+    rows = [a_row(id="a-1", seed=large[0]), a_row(id="a-2", seed=None), a_row(id="a-3", seed=7)]
+    for row in rows:
+        (out / f"{row['id']}.json").write_text(json.dumps(row))
+    for table in (collect(out), pd.read_parquet(out / "table.parquet")):
+        assert table["seed"][0] == large[0] and table["seed"].isna().tolist() == [
+            False,
+            True,
+            False,
+        ]
+    assert str(large[0]) in (out / "table.csv").read_text()
+
+
+def test_a_plan_takes_numbers_of_numpy(unchecked):
+    made = plan.Plan((), workers=np.int64(2), threads=np.int32(1), timeout=np.float64(9))
+    assert (made.workers, made.threads, made.timeout) == (2, 1, 9.0)
+    assert type(made.workers) is int and type(made.timeout) is float
+
+
+def test_a_parameter_that_is_given_twice_is_refused(tmp_path, capsys):
+    argv = ["run", "-p", "seed", "1", "-p", "draft_length", "3", "-p", "seed", "2", "00_start_here"]
+    with pytest.raises(SystemExit):
+        batch.main([*argv, "--out", str(tmp_path / "out")])
+    assert "-p seed: it is given twice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ---- what a notebook's parameters are
+
+OWN = """# what may be varied
+text: str = "key=value"  # with = and #
+other = 'a#b'
+both = again = -1.5
+breadth: int
+pair = (1, None)
+many = [
+    "a=1",
+    2,  # not 3
+]
+long = '''two
+lines = here'''
+print("a=b")
+table["x"] = 4
+out_dir: str = ''"""
+
+
+def own_notebook(folder: Path, parameters: str, **metadata) -> Path:
+    path = make_notebook(folder, "own", WRITES)
+    book = nbformat.read(path, as_version=4)
+    book.cells[0].source = parameters
+    book.metadata.update(metadata)
+    nbformat.write(book, path)
+    return path
+
+
+def test_defaults_are_read_as_python_reads_them(tmp_path):
+    path = own_notebook(tmp_path, OWN)
+    parameters = plan_of([path]).runs[0].parameters
+    wanted = {"text": "key=value", "other": "a#b", "both": -1.5, "again": -1.5, "pair": (1, None)}
+    wanted |= {"many": ["a=1", 2], "long": "two\nlines = here"}
+    assert parameters == wanted
+    (given,) = plan_of([path], [{"text": "z", "other": "="}]).runs
+    assert given.parameters == wanted | {"text": "z", "other": "="}
+    with pytest.raises(ValueError, match="has no parameter 'breadth'; it has: text, other, both"):
+        plan_of([path], [{"breadth": 3}])
+    with pytest.raises(ValueError, match="are the same run"):
+        plan_of([path], [{}, {"text": "key=value"}])
+
+
+def test_a_default_that_is_no_plain_value_has_to_be_given(tmp_path):
+    path = own_notebook(tmp_path, "import os\nhome = os.environ['HOME']\nout_dir = ''")
+    with pytest.raises(ValueError, match="^own.ipynb: give home a plain value, not os.environ"):
+        plan_of([path])
+    assert plan_of([path], [{"home": "x"}]).runs[0].parameters == {"home": "x"}
+
+
+def test_a_parameter_cell_that_is_no_python_is_named(tmp_path):
+    path = own_notebook(tmp_path, "out_dir = ''\n%matplotlib inline")
+    with pytest.raises(ValueError, match="^own.ipynb: line 2 of the cell tagged 'parameters'"):
+        plan_of([path])
+
+
+def test_a_notebook_without_a_kernel_is_named(tmp_path):
+    for lacking in ({"kernelspec": {}}, {"language_info": {}}):
+        path = own_notebook(tmp_path, PARAMETERS, **lacking)
+        with pytest.raises(ValueError, match="^own.ipynb: it does not say which kernel runs it"):
+            plan_of([path])
+    old = {"language_info": {}, "kernelspec": {"name": "python3", "language": "python"}}
+    assert len(plan_of([own_notebook(tmp_path, PARAMETERS, **old)]).runs) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff\xfe{", b'{"cells": 3}'])
+def test_a_file_that_is_no_notebook_is_named(tmp_path, data):
+    (tmp_path / "own.ipynb").write_bytes(data)
+    with pytest.raises(ValueError, match="^own.ipynb: this is no notebook"):
+        plan_of([tmp_path / "own.ipynb"])
+
+
+def test_parameters_are_plain_values(tmp_path, unchecked):
+    """What neither a notebook nor a row can hold is refused before the night, not in it."""
+    path = own_notebook(tmp_path, OWN)
+    given = {"other": np.int64(3), "both": np.float64(0.5), "text": tmp_path, "pair": [1, None]}
+    (run,) = plan_of([path], [given]).runs
+    assert run.given == {"other": 3, "both": 0.5, "text": str(tmp_path), "pair": [1, None]}
+    assert type(run.given["other"]) is int and type(run.given["both"]) is float
+    for value in (object(), {1, 2}, b"x", [np.int64(3)]):
+        with pytest.raises(ValueError, match="parameter text=.*: give a number, a text, or a list"):
+            plan_of([path], [{"text": value}])
+    with pytest.raises(ValueError, match="parameter text=datetime.date"):
+        read_sweep(make_sweep(tmp_path, "notebooks: [own.ipynb]\nsets: [{text: 2024-01-01}]"))
+
+
+def test_an_empty_path_stands_for_nothing(tmp_path, monkeypatch):
+    """And not for the folder in which the plan is made."""
+    path = own_notebook(tmp_path, "target = ''\nout_dir = ''")
+    ids = set()
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        ids.add(plan_of([path]).runs[0].id)
+    assert len(ids) == 1
+
+
+def test_a_file_of_ones_own_kind_is_content_without_being_read(tmp_path):
+    """Only a prompt file names pictures; a target of one's own may be any file."""
+    (tmp_path / "model.gguf").write_bytes(b"\xff\x00")
+    path = own_notebook(tmp_path, "target = ''\nout_dir = ''")
+
+    def id_of() -> str:
+        return plan_of([path], [{"target": str(tmp_path / "model.gguf")}]).runs[0].id
+
+    first = id_of()
+    (tmp_path / "model.gguf").write_bytes(b"\xff\x01")
+    assert id_of() != first
 
 
 def test_command_lines_are_judged_first(tmp_path, capsys):
@@ -141,6 +366,9 @@ def test_grid_sets_and_seeds_multiply(tmp_path):
     assert given == [(s, n, seed) for s in "ab" for n in (1, 2, 9) for seed in (0, 1)]
     assert (found.workers, found.threads, found.name) == (3, 2, "s")
     assert len({run.id for run in found.runs}) == len(found.runs)
+    named = "notebooks: [a.ipynb]\nparameters: {seed: 3}\ngrid: {draft_length: [1]}"
+    found = read_sweep(make_sweep(tmp_path, named))
+    assert found.name == "s" and found.runs[0].given == {"seed": 3, "draft_length": 1}
 
 
 def test_shipped_sweeps_are_plans():
@@ -458,9 +686,8 @@ def test_killed_at_any_moment_and_resumed(undisturbed, tmp_path):
     assert max(n_left) > 0  # at least one was killed with work left
 
 
-AT_WORK = """import subprocess, sys, time
+AT_WORK = """import subprocess, time
 from pathlib import Path
-from specnb.batch import carry, plan
 from specnb.files import write_whole
 
 
@@ -468,10 +695,12 @@ def work(path):
     kernel = subprocess.Popen(["sleep", "300"])
     write_whole(Path(path), str(kernel.pid))
     time.sleep(300)
+"""
+STARTS = """import sys
+from at_work import work
+from specnb.batch import carry, plan
 
-
-if __name__ == "__main__":
-    carry.local(plan.Plan(())).submit(work, sys.argv[1]).result()
+carry.local(plan.Plan(())).submit(work, sys.argv[1]).result()
 """
 
 
@@ -479,13 +708,44 @@ if __name__ == "__main__":
 def test_a_killed_sweep_leaves_no_kernel(tmp_path):
     """Not even one in its start, when it does not yet look whether its parent lives."""
     (tmp_path / "at_work.py").write_text(AT_WORK)
+    (tmp_path / "starts.py").write_text(STARTS)
     told = tmp_path / "pid"
-    process = subprocess.Popen([sys.executable, str(tmp_path / "at_work.py"), str(told)])
+    process = subprocess.Popen([sys.executable, str(tmp_path / "starts.py"), str(told)])
     until(told.is_file)
     kernel = psutil.Process(int(told.read_text()))
     process.send_signal(signal.SIGKILL)
     process.wait()
     until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
+
+
+NO_GUARD = """import multiprocessing, sys
+from pathlib import Path
+from specnb import batch
+
+with Path("runs.txt").open("a") as file:
+    file.write("run\\n")
+rows = batch.run(["a.ipynb"], "out", {"draft_length": 7})
+assert sys.modules["__main__"].NO_GUARD
+"""
+
+
+@pytest.mark.notebook
+def test_a_script_needs_no_guard(tmp_path):
+    """Its workers do not run it again, which would start workers, and so on."""
+    make_notebook(tmp_path, "a", WRITES)
+    (tmp_path / "script.py").write_text("NO_GUARD = True\n" + NO_GUARD)
+    process = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "runs.txt").read_text() == "run\n"
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(row["status"], row["attempt"]) for row in rows] == [("ok", 1)]
 
 
 def until(holds, seconds: float = 60.0) -> None:

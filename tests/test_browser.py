@@ -6,6 +6,7 @@ Pictures of what was seen are left in runs/browser/.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,7 @@ from axe import complaints
 
 from specnb.bench import browser
 from specnb.live import VIEWS
-from specnb.studio import METHODS, OWN
+from specnb.studio import LOOKUP, METHODS, OWN
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -51,6 +52,17 @@ SLIDER = """def show(threshold):
 
 slider = sn.live.sliders(show, {"threshold": (50, 0, 100, "threshold, hundredths")})
 slider"""
+# Text only, 60 ms a token, and without a draft model.
+SLOW = f"""import sys
+
+import specnb as sn
+
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import slow
+
+cfg = sn.RunConfig(temperature=1.0, draft_length=3)
+bench = sn.live.workbench(slow.pair(0.06, draft=False), slow.ITEMS, cfg)
+bench"""
 DARK = """() => window.jupyterapp.commands.execute(
   'apputils:change-theme', { theme: 'JupyterLab Dark' })"""
 LIGHT = DARK.replace("Dark", "Light")
@@ -86,13 +98,12 @@ UNTIDY = """root => {
 
 @pytest.fixture(scope="module")
 def lab(chrome, tmp_path_factory):
-    book = nbformat.v4.new_notebook()
-    for source in (PANEL, SLIDER):
-        book.cells.append(nbformat.v4.new_code_cell(source))
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    path = tmp_path_factory.mktemp("browser") / "panel.ipynb"
-    nbformat.write(book, path)
-    server = browser.Lab([*PATHS, path])
+    folder = tmp_path_factory.mktemp("browser")
+    for name, sources in (("panel", (PANEL, SLIDER)), ("slow", (SLOW,))):
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+        nbformat.write(book, folder / f"{name}.ipynb")
+    server = browser.Lab([*PATHS, folder / "panel.ipynb", folder / "slow.ipynb"])
     yield server
     server.stop()
 
@@ -227,6 +238,7 @@ def test_pictures_for_the_readme(desk, shots):
 
 SLIDERS = [
     ("chain", "draft_length"),
+    (LOOKUP, "ngram"),
     ("AdaEDL", "threshold"),
     ("MaxConfidence", "threshold"),
     ("RSD-S", "width"),
@@ -289,7 +301,9 @@ def test_the_methods_by_keyboard(desk):
         desk.one_down(".snb-set-method select")
         desk.knows("bench.a.method.value", name)
         desk.follows(method=name)
-        for control in {*METHODS["AdaEDL"], *METHODS["RSD-C"], *METHODS["RSD-S"]}:
+        for control in {
+            control for method in METHODS if method != OWN for control in METHODS[method]
+        }:
             css = f".snb-set-{control.replace('_', '-')}"
             assert desk.part(css).is_visible() is (control in METHODS[name]), (name, control)
 
@@ -495,3 +509,66 @@ def test_plain_sliders(desk):
         said = f"below {value / 100:.2f} at"
         box.locator(f'svg[aria-label*="{said}"]').wait_for()
     assert complaints(desk.page, ".jp-OutputArea-output:has([data-view=sliders])") == []
+
+
+# ---- a slow target that reads text only
+
+# Every state of the strip: [seed, tokens, whether it grows still].
+STRIPS = """() => {
+  window.__strips = [];
+  new MutationObserver(() => {
+    const view = document.querySelector('.snb-workbench [data-view="tokens"]');
+    if (!view) return;
+    const state = JSON.parse(view.dataset.state);
+    const n = parseInt(view.querySelector('.snb-title + span').textContent);
+    const now = [state.seed, n, !!state.so_far], last = window.__strips.at(-1);
+    if (JSON.stringify(now) !== JSON.stringify(last)) window.__strips.push(now);
+  }).observe(document.body, { childList: true, subtree: true }); }"""
+GROWS = """([seed, n]) => window.__strips.some(([s, k, open]) => s === seed && k >= n && open)"""
+ENDED = (
+    """seed => { const [s, _, open] = window.__strips.at(-1) || []; return s === seed && !open; }"""
+)
+
+
+def test_a_slow_target_grows_and_a_move_stops_it(lab, chrome, shots):
+    sheet = browser.Sheet(chrome, lab, "slow.ipynb", height=2400)
+    page = sheet.page
+    page.evaluate(STRIPS)
+    sheet.run_all()
+    kernel = lab.kernel("slow.ipynb")
+    panel, status = page.locator(".snb-workbench"), page.locator('.snb-workbench [role="status"]')
+    scope = ".jp-OutputArea-output:has(.snb-workbench)"
+
+    def seed(value: int) -> None:
+        field = panel.locator(".snb-set-seed input")
+        field.fill(str(value))
+        page.keyboard.press("Enter")
+
+    for value, theme in ((1, LIGHT), (2, DARK)):
+        page.evaluate(theme)
+        seed(value)
+        page.wait_for_function(GROWS, arg=[value, 20])
+        assert re.search(r"about \d+ s to go", status.inner_text())
+        panel.screenshot(path=shots / f"slow-growing-{'dark' if theme == DARK else 'light'}.png")
+        assert untidy(page) == [] and complaints(page, scope) == []
+    for value in (3, 4, 5):  # each stops the one before
+        seed(value)
+        page.wait_for_function(GROWS, arg=[value, 4])
+    page.wait_for_function(ENDED, arg=5, timeout=60_000)
+    page.wait_for_selector('[role="status"]:has-text("plain decoding for comparison, about")')
+    panel.screenshot(path=shots / "slow-plain-dark.png")
+    page.wait_for_selector('[role="status"]:has-text("shown after")', timeout=60_000)
+    strips = page.evaluate("window.__strips")
+    assert len([strip for strip in strips if strip[0] == 5 and strip[2]]) >= 8
+    for value in (3, 4):
+        assert all(n < 64 and open for at, n, open in strips if at == value)
+    seeds = [strip[0] for strip in strips]
+    assert seeds == sorted(seeds), "what was stopped was drawn again"
+    assert kernel.value("bench.work.under_way, bench._record.finish") == (False, "length")
+    panel.screenshot(path=shots / "slow-done-dark.png")
+    page.evaluate(LIGHT)
+    panel.screenshot(path=shots / "slow-done-light.png")
+    assert untidy(page) == [] and complaints(page, scope) == []
+    kernel.close()
+    sheet.close()
+    assert sheet.foreign == [] and sheet.errors == []

@@ -111,12 +111,12 @@ def test_shapes_are_checked_under_pytest():
 
 
 TARGETS = {".venv", "run", "test", "test-colab", "lab", "bench", "doctor", "address", "clean"}
-TARGETS |= {"help"}
+TARGETS |= {"help", "smollm2", "test-newest"}
 
 
 def test_makefile_has_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert TARGETS <= set(re.findall(r"^([-.a-z]+):", text, re.M))
+    assert TARGETS <= set(re.findall(r"^([-.a-z0-9]+):", text, re.M))
     assert TARGETS == set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
     assert "--ip=127.0.0.1" in text and "token=" not in text  # only here, and its token stays on
 
@@ -145,6 +145,9 @@ def test_second_make_does_no_setup(tmp_path):
     assert pip[2].endswith("--no-deps -e .") and first[-1] == "-m specnb.batch run"
     assert make("run") == ["-m specnb.batch run"]
     assert make("test") == ["-m pytest"]
+    extra = "-m pip install --quiet -c requirements.lock -e .[gguf]"
+    assert make("smollm2") == [extra, "-m specnb.smollm2"]
+    assert make("smollm2") == ["-m specnb.smollm2"]
     assert make(".venv") == []
     later = (tmp_path / ".venv/.installed").stat().st_mtime + 5
     os.utime(tmp_path / "requirements.lock", (later, later))
@@ -172,13 +175,14 @@ def test_no_paths_of_one_machine():
 
 # A module may import from its own floor and those below. A package's name stands for all of it.
 FLOORS = {
-    **dict.fromkeys(["files", "sampling", "tree", "record", "theory"], 0),
-    **dict.fromkeys(["drafters", "stopping", "verify", "models", "scenes"], 1),
+    **dict.fromkeys(["arguments", "files", "sampling", "tree", "record", "theory"], 0),
+    **dict.fromkeys(["drafters", "stopping", "verify", "models", "scenes", "smollm2"], 1),
     **dict.fromkeys(["decode", "exact", "laws", "training"], 2),
     **dict.fromkeys(["views"], 3),
     **dict.fromkeys(
         ["tuning", "pages", "studio", "live", "batch", "checks", "doctor", "bench", "notebook"], 4
     ),
+    **dict.fromkeys(["lesson"], 4),
 }
 
 

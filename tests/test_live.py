@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
+import importlib
 import io
 import json
 import re
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets
+import nbclient
+import nbformat
 import pytest
+import slow
 from PIL import Image
 
 import specnb as sn
 from specnb import live, studio
-from specnb.live import MODES, VIEWS, Workbench, pictures, sliders
+from specnb.live import MODES, VIEWS, Workbench, growth, pictures, sliders
+from specnb.live.lacks import NO_DRAFT, NO_EYES, NO_RATIO
 from specnb.live.methods import MethodControls
 from specnb.models.base import Context
-from specnb.studio import METHODS, OWN, Method, Question, Studio, Walk, shape_of
+from specnb.studio import LOOKUP, METHODS, OWN, Method, Question, Studio, Walk, shape_of
 
 # ---- plain sliders
 
@@ -314,6 +323,8 @@ CONTROLS = [
     ("RSD-S", "width"),
     ("RSD-S", "draft_length"),
     ("iid tree", "branching"),
+    (LOOKUP, "ngram"),
+    (LOOKUP, "draft_length"),
 ]
 
 
@@ -344,7 +355,7 @@ def test_a_panel_that_shows_old_runs_is_caught(pair, items, forwards, monkeypatc
     """The count of forwards is a test that can fail."""
     panel = bench(pair, items, views=("tokens",))
     kept = panel._studio.run(panel.question, panel.a.value())
-    monkeypatch.setattr(panel._studio, "run", lambda *_: kept)
+    monkeypatch.setattr(panel._studio, "begin", lambda *_: kept)
     used = forwards["target"]
     panel.a.controls["draft_length"].value = 9
     assert panel.page.alert.value == "" and forwards["target"] == used
@@ -556,6 +567,7 @@ BEYOND = [
     Method("AdaEDL", threshold=-0.5),
     Method("MaxConfidence", threshold=1.5),
     Method("RSD-S", width=12),
+    Method(LOOKUP, ngram=20),
 ]
 
 
@@ -639,3 +651,445 @@ def test_wrong_arguments_are_refused(pair, items):
 
 def test_modes_and_methods_are_the_words_of_the_lesson():
     assert MODES[0] == "whole text" and studio.PHASES == ("draft", "verify", "accept", "commit")
+
+
+# ---- targets that read text only, pairs without a draft model
+
+
+def slow_bench(pair, views=("tokens",), draft_length=1, **more) -> Workbench:
+    cfg = sn.RunConfig(temperature=1.0, draft_length=draft_length)
+    return live.workbench(pair, slow.ITEMS, cfg, views=views, **more)
+
+
+PANEL = importlib.import_module("specnb.live.workbench")  # the package has its function there
+
+
+def words(text: str) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", text))
+
+
+def shown_controls(widget) -> list:
+    """The controls that a reader can see."""
+    if widget.layout.display == "none":
+        return []
+    parts = getattr(widget, "children", ())
+    return [widget, *(found for part in parts for found in shown_controls(part))]
+
+
+@pytest.mark.weights
+def test_a_pair_that_lacks_nothing_says_nothing(pair, items):
+    panel = bench(pair, items)
+    assert panel.lacks.layout.display == "none" and panel.lacks.value == ""
+    assert list(panel.a.method.options) == list(METHODS)
+    assert panel.chooser.new in shown_controls(panel) and panel.chooser.file in shown_controls(
+        panel
+    )
+
+
+def test_a_target_without_eyes_has_no_picture_controls():
+    panel = slow_bench(slow.pair(0))
+    assert words(panel.lacks.value) == NO_EYES and NO_EYES in words(panel.static().html)
+    seen = shown_controls(panel)
+    assert panel.lacks in seen
+    assert panel.chooser.new not in seen and panel.chooser.file not in seen
+    assert panel.chooser.picture.value == "" and "<img" not in panel.static().html
+    buttons = panel.chooser.thumbs.children
+    assert [button.tooltip for button in buttons] == ["prompt 1, chosen", "prompt 2", "prompt 3"]
+    assert not any("snb-sight" in button._dom_classes for button in buttons)
+    buttons[2].click()
+    assert panel.chooser.prompt.value == slow.ITEMS[2].prompt
+    assert panel.page.alert.value == "" and states(panel)["tokens"]["picture"] == 3
+
+
+@pytest.mark.weights
+def test_pictures_of_a_notebook_are_not_shown_to_readers_of_text(items):
+    panel = live.workbench(slow.pair(0), items, views=("tokens",))
+    assert panel.page.alert.value == "" and panel.chooser.picture.value == ""
+    assert "background-image" not in panel.chooser._rules.value
+
+
+@pytest.mark.parametrize("mode", MODES[::2])
+def test_a_pair_without_a_draft_model_looks_drafts_up(mode):
+    panel = slow_bench(slow.pair(0, draft=False), VIEWS, method="RSD-S", against="chain", mode=mode)
+    assert list(panel.a.method.options) == list(panel.b.method.options) == [LOOKUP, OWN]
+    assert panel.a.value().drafter() == sn.PromptLookup(3, 1)
+    assert words(panel.lacks.value) == NO_EYES + NO_DRAFT
+    assert_followed(panel, method=str(Method(LOOKUP, draft_length=1)))
+    assert NO_RATIO in words(panel.views["figures"].value)
+    row = re.search("memory-bound speed-up(.*?)</tr>", panel.views["figures"].value)[1]
+    assert set(words(row)) == {"–"}
+    panel.a.controls["draft_length"].value = 6
+    panel.a.controls["ngram"].value = 2
+    assert panel.a.value().drafter() == sn.PromptLookup(2, 6)
+    assert_followed(panel, method="prompt lookup, ngram 2, draft length 6")
+    for arrow in panel.arrows.values():
+        arrow.click()
+    assert panel.page.alert.value == ""
+
+
+def test_looked_up_drafts_are_drafts():
+    panel = slow_bench(slow.pair(0, draft=False), draft_length=4)
+    panel.drawing["temperature"].value = 0.0
+    run = panel._record
+    assert any(block.n_drafted for block in run.blocks) and run.parameter_ratio is None
+    alone = sn.autoregressive(panel._studio.pair.target, slow.ITEMS[0].prompt, max_new_tokens=64)
+    assert run.token_ids == alone.token_ids
+
+
+@pytest.mark.weights
+def test_models_of_another_kind_can_be_loaded(pair, items, monkeypatch):
+    panel = bench(pair, items, views=("tokens",), method="RSD-C")
+    for found in (slow.pair(0, draft=False), pair):
+        monkeypatch.setattr(PANEL, "load_pair", lambda *_, found=found: found)
+        panel.load.click()
+        assert_followed(panel)
+        sees = found.target.sees_images
+        assert (panel.chooser.new in shown_controls(panel)) is sees
+        assert bool(panel.chooser.picture.value) is sees
+        assert panel.chooser.thumbs.children[0].tooltip.startswith("picture" if sees else "prompt")
+        assert list(panel.a.method.options) == (list(METHODS) if sees else [LOOKUP, OWN])
+        assert words(panel.lacks.value) == ("" if sees else NO_EYES + NO_DRAFT)
+    assert panel.a.method.value == LOOKUP  # no method changes where it need not
+
+
+# ---- slow targets
+
+
+def done_by(record) -> tuple:
+    """All of a record but its times."""
+    return record.token_ids, record.tokens, record.finish
+
+
+def same_at_once(panel):
+    """The run that the panel shows, decoded in one go."""
+    quick = slow.pair(0, draft=panel._studio.pair.draft is not None)
+    return Studio(quick).run(panel.question, panel.a.value()).record()
+
+
+async def until(true, seconds=30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def test_a_slow_run_grows_on_the_screen():
+    async def watch():
+        began, panel = time.perf_counter(), slow_bench(slow.pair(), draft_length=1)
+        assert panel.work.under_way and time.perf_counter() - began < 2, "the cell waits for it"
+        seen = []
+        while panel.work.under_way:
+            await asyncio.sleep(0.01)
+            now = panel.views["tokens"].value, words(panel.page.status.value)
+            seen += [now] if not seen or seen[-1][0] != now[0] else []
+        return panel, seen
+
+    panel, seen = asyncio.run(watch())
+    grown, last = seen[:-1], seen[-1]
+    n_tokens = [int(re.search(r">(\d+) tokens? in", text)[1]) for text, _ in seen]
+    assert len(grown) >= 3 and n_tokens == sorted(set(n_tokens)) and n_tokens[-1] == 64
+    for text, said in grown:
+        assert "(so far)" in text and "&quot;so_far&quot;: true" in text
+        assert re.search(r": about \d+ s to go$", said)
+    assert "(so far)" not in last[0] and "so_far" not in last[0]
+    assert "shown after" in panel.page.status.value
+    assert done_by(panel._record) == done_by(same_at_once(panel))
+    assert_followed(panel)
+
+
+def test_it_is_not_drawn_more_often_than_can_be_followed(monkeypatch):
+    assert growth.REDRAW_S >= 1 / 8
+    monkeypatch.setattr(growth, "REDRAW_S", 60.0)
+
+    async def watch():
+        panel, seen = slow_bench(slow.pair(), draft_length=1), set()
+        while panel.work.under_way:
+            seen.add(panel.views["tokens"].value)
+            await asyncio.sleep(0.01)
+        return seen
+
+    assert len(asyncio.run(watch())) == 1
+
+
+def test_the_expected_seconds_are_those_of_the_tokens_left(unchecked):
+    block = SimpleNamespace(draft_s=0.5, verify_s=1.5)
+
+    def run(blocks, finish=None):
+        return SimpleNamespace(blocks=blocks, n_emitted=3 * len(blocks), budget=30, finish=finish)
+
+    half, done, new = run([block] * 4), run([block] * 7, "eos"), run([])
+    assert growth.progress("", [half], print) == ("", 2 / 3 * 18, print)
+    assert growth.progress("", [half, half, done], print).left_s == 2 * 2 / 3 * 18
+    assert growth.progress("", [half, new], print) == ("", 2 / 3 * 18, None)  # nothing to show
+    assert growth.about(0.2) == "about 1 s" and growth.about(12.3) == "about 12 s"
+    assert growth.about(130) == "about 2 min"
+
+
+def watched(panel) -> list:
+    """Every run that the panel begins from now on."""
+    begun, begin = [], panel._studio._begin
+
+    def noted(*args):
+        begun.append(begin(*args))
+        return begun[-1]
+
+    panel._studio._begin = noted
+    return begun
+
+
+def test_a_move_stops_the_run_under_way():
+    async def move():
+        panel = slow_bench(slow.pair())
+        begun = watched(panel)
+        panel.drawing["seed"].value = 5
+        await until(lambda: begun and len(begun[0].blocks) > 3)
+        for _ in range(5):  # between two messages no more than a block is decoded
+            before = len(begun[0].blocks)
+            while len(begun[0].blocks) == before:
+                await asyncio.sleep(0)
+            assert len(begun[0].blocks) == before + 1
+        before = len(begun[0].blocks)
+        panel.drawing["seed"].value = 6
+        await until(lambda: not panel.work.under_way)
+        assert len(begun[0].blocks) == before and begun[0].finish is None
+        assert len(begun) == 2
+        return panel
+
+    panel = asyncio.run(move())
+    assert_followed(panel, seed=6)
+    assert done_by(panel._record) == done_by(same_at_once(panel))
+
+
+def test_of_moves_in_a_row_the_last_one_is_decoded():
+    async def move():
+        panel = slow_bench(slow.pair())
+        begun = watched(panel)
+        for seed in (1, 2, 3):  # it is known to be slow by now
+            panel.drawing["seed"].value = seed
+        panel.chooser.thumbs.children[1].click()
+        panel.a.method.value = "AdaEDL"
+        assert begun == []
+        await until(lambda: not panel.work.under_way)
+        return panel, begun
+
+    panel, begun = asyncio.run(move())
+    assert len(begun) == 1
+    assert_followed(panel, seed=3, picture=2, method=str(panel.a.value()))
+
+
+@pytest.mark.parametrize("stop", ["load", "switch"])
+def test_every_other_move_stops_it_too(stop, monkeypatch):
+    """Loading other models, and a view that is switched while the plain run is under way."""
+    going_on = []
+
+    async def move():
+        panel = slow_bench(slow.pair(), views=("figures",))
+        await until(lambda: "plain decoding" in panel.page.status.value)
+        before = panel._studio.pair.target.forwards
+        if stop == "load":
+
+            def load(*_):
+                going_on.append(panel.work.under_way)
+                return slow.pair(0)
+
+            monkeypatch.setattr(PANEL, "load_pair", load)
+            panel.load.click()
+        else:
+            panel.toggles["tokens"].value = True
+        await until(lambda: not panel.work.under_way)
+        return panel, before
+
+    panel, before = asyncio.run(move())
+    assert_followed(panel)
+    if stop == "load":
+        assert going_on == [False] and set(states(panel)) == {"figures"}
+    else:
+        assert panel._studio.pair.target.forwards > before
+        assert set(states(panel)) == {"figures", "tokens"}
+
+
+def test_the_plain_run_grows_and_goes_on_where_it_was_stopped():
+    async def move():
+        panel = slow_bench(slow.pair(), views=("figures", "time"))
+        await until(lambda: panel._studio._half_done)
+        begun, seen = watched(panel), []
+        plain = panel._studio._half_done[1]
+        await until(lambda: len(plain.blocks) > 5)
+        panel.a.controls["draft_length"].value = 2
+        assert plain.finish is None
+        while panel.work.under_way:
+            await asyncio.sleep(0.01)
+            if "plain decoding for comparison, about" in panel.page.status.value:
+                seen.append(panel.views["figures"].value)
+        return panel, begun, plain, set(seen)
+
+    panel, begun, plain, seen = asyncio.run(move())
+    assert len(seen) >= 3 and all("plain decoding" in text and "so_far" in text for text in seen)
+    assert len(begun) == 1  # the method's: the plain one was there
+    assert panel._studio.plain(panel.question).token_ids == plain.record().token_ids
+    assert plain.finish == "length"
+    assert_followed(panel)
+    alone = sn.autoregressive(
+        slow.pair(0).target,
+        panel.question.prompt,
+        sampling=panel.question.sampling,
+        max_new_tokens=64,
+        seed=0,
+    )
+    assert plain.record().token_ids == alone.token_ids
+
+
+def test_two_slow_runs_grow_side_by_side():
+    async def watch():
+        panel = slow_bench(slow.pair(), against="RSD-S", mode="compare", draft_length=2)
+        seen = set()
+        while panel.work.under_way:
+            await asyncio.sleep(0.01)
+            seen.add(panel.views["aligned"].value)
+        return panel, seen
+
+    panel, seen = asyncio.run(watch())
+    assert sum("(so far)" in text for text in seen) >= 3
+    assert "(so far)" not in panel.views["aligned"].value
+    assert_followed(panel, mode="compare")
+    for controls in (panel.a, panel.b):
+        run = Studio(slow.pair(0)).run(panel.question, controls.value()).record()
+        tokens = html.escape(str(controls.value())) + f": {len(run.token_ids)} tokens in "
+        assert f"{tokens}{len(run.blocks)} target calls" in panel.views["aligned"].value
+
+
+def test_a_copy_is_of_a_finished_run():
+    async def copy():
+        panel = slow_bench(slow.pair(), views=("tokens", "figures"))
+        assert panel.work.under_way
+        text = panel.static().html
+        assert not panel.work.under_way
+        assert "(so far)" not in text and "so_far" not in text and "plain decoding" in text
+        assert panel.views["tokens"].value in text and panel.views["figures"].value in text
+        used = panel._studio.pair.target.forwards
+        await asyncio.sleep(0.1)
+        assert panel._studio.pair.target.forwards == used, "something goes on"
+        return panel
+
+    panel = asyncio.run(copy())
+    assert_followed(panel)
+    assert done_by(panel._record) == done_by(same_at_once(panel))
+
+
+def test_without_a_loop_a_run_is_finished_at_once():
+    panel = slow_bench(slow.pair())
+    assert not panel.work.under_way and panel._record.finish == "length"
+    assert_followed(panel)
+
+
+def test_what_is_quick_is_finished_at_once():
+    async def build():
+        panel = slow_bench(slow.pair(0), views=VIEWS)
+        assert not panel.work.under_way
+        panel.drawing["seed"].value = 3
+        assert not panel.work.under_way
+        return panel
+
+    assert_followed(asyncio.run(build()), seed=3)
+
+
+def test_what_was_slow_may_become_quick():
+    async def move():
+        panel = slow_bench(slow.pair())
+        await until(lambda: not panel.work.under_way)
+        panel._studio.pair.target.seconds = 0.0
+        panel.drawing["new_tokens"].value = 8
+        assert panel.work.under_way
+        await until(lambda: not panel.work.under_way)
+        panel.drawing["seed"].value = 2
+        assert not panel.work.under_way
+        return panel
+
+    assert_followed(asyncio.run(move()), seed=2)
+
+
+@dataclass(frozen=True)
+class BreaksLater:
+    """A drafter that fails in its fourth block."""
+
+    def start(self, pair, prompt, image, sampling):
+        drafting, n = sn.Chain(1).start(pair, prompt, image, sampling), iter(range(3))
+        propose = drafting.propose
+
+        def broken(draws, max_depth):
+            if next(n, None) is None:
+                raise ZeroDivisionError("my <late> bug")
+            return propose(draws, max_depth)
+
+        drafting.propose = broken
+        return drafting
+
+
+def test_what_fails_half_way_is_said_in_words():
+    async def move():
+        panel = slow_bench(slow.pair())
+        with panel.page.silent():
+            panel.a.controls["path"].value = f"{__name__}:BreaksLater"
+        panel.a.method.value = OWN
+        assert panel.page.alert.value == ""
+        await until(lambda: not panel.work.under_way)
+        assert "ZeroDivisionError: my &lt;late&gt; bug" in panel.page.alert.value
+        assert "stopped" in panel.page.status.value and panel._record is None
+        panel.page.clear()
+        panel.drawing["seed"].value = 4
+        assert panel.page.alert.value == ""
+        assert "my &lt;late&gt; bug" in panel.static().html, "a copy that was finished by force"
+        assert "data-view" not in panel.static().html
+        panel.a.method.value = "chain"
+        await until(lambda: "to go" in panel.page.status.value)
+        assert panel.page.alert.value == ""
+        await until(lambda: not panel.work.under_way)
+        return panel
+
+    assert_followed(asyncio.run(move()), method=str(Method(draft_length=1)))
+
+
+def test_a_move_on_another_thread():
+    """JupyterLab hands moves over on a thread of their own: no two runs at once, the last one
+    stands."""
+
+    async def move():
+        panel = slow_bench(slow.pair())
+        loop, seed = asyncio.get_running_loop(), panel.drawing["seed"]
+
+        def move_within_a_block(value):
+            while not panel._studio.pair.target.at_work:
+                time.sleep(0.001)
+            seed.value = value
+
+        for value in (7, 8):
+            panel.drawing["top_p"].value = 1 - value / 100  # under way on this thread
+            await until(lambda: "to go" in panel.page.status.value)
+            await loop.run_in_executor(None, move_within_a_block, value)
+            assert panel.page.error is None
+            await until(lambda: not panel.work.under_way)
+        return panel
+
+    panel = asyncio.run(move())
+    assert_followed(panel, seed=8)
+    assert done_by(panel._record) == done_by(same_at_once(panel))
+
+
+@pytest.mark.notebook
+def test_a_notebook_without_a_reader_ends_with_a_finished_panel():
+    """As nbclient and papermill run it: nobody waits between the cells."""
+    cells = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport slow, threading\n"
+        "import specnb as sn\nbench = sn.live.workbench(slow.pair(), slow.ITEMS, "
+        "sn.RunConfig(temperature=1.0), views=sn.live.VIEWS)\nbench",
+        "assert bench.work.under_way\nbench.static()",
+        "assert not bench.work.under_way\nprint(len(bench._record.token_ids))",
+    )
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbclient.NotebookClient(book, timeout=120).execute()
+    copy = book.cells[1].outputs[0]["data"]["text/html"]
+    assert "so_far" not in copy and copy.count("data-view") == len(VIEWS)
+    assert book.cells[2].outputs[0]["text"] == "64\n"
+    saved = book.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    assert not any("so_far" in json.dumps(model["state"]) for model in saved.values())

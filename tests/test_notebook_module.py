@@ -1,15 +1,18 @@
 """specnb.notebook: parameters, prompts, the result row."""
 
+import functools
 import json
 import os
+import sys
 
+import numpy as np
 import plotly.io
 import pytest
 import torch
 from PIL import Image
 
 import specnb as sn
-from specnb import notebook
+from specnb import files, notebook
 from specnb.models import machine
 from specnb.notebook import RunConfig
 
@@ -30,6 +33,11 @@ DEFAULTS = {field: getattr(RunConfig(), field) for field in RunConfig.__dataclas
         ("temperature", "0.7", 0.7),
         ("top_p", "1", 1.0),
         ("seed", "12", 12),
+        ("seed", "9007199254740993", 2**53 + 1),
+        ("seed", 2**63 - 1, 2**63 - 1),
+        ("seed", np.int64(2**62 + 1), 2**62 + 1),
+        ("draft_length", np.int32(7), 7),
+        ("temperature", np.float64(0.5), 0.5),
         ("n_prompts", 2.0, 2),
         ("task", "science", "science"),
         ("target", None, ""),
@@ -61,6 +69,14 @@ def test_values_of_papermill_are_coerced(name, given, value):
         ("task", 1.5, "task=1.5: give a text"),
         ("n_prompts", 0, "n_prompts=0: give a whole number >= 1"),
         ("seed", -1, "seed=-1: give a whole number >= 0"),
+        ("seed", 2**63, "seed=9223372036854775808: give a whole number >= 0 and <= 92233"),
+        ("seed", float(2**53), r"seed=9007199254740992.0: give a whole number"),
+        ("seed", "1e300", "seed='1e300': give a whole number"),
+        ("temperature", None, "temperature=None: give a number"),
+        ("temperature", True, "temperature=True: give a number"),
+        ("temperature", 1e-46, "temperature=1e-46: it is too small to divide by; give 0"),
+        ("task", b"caption", "task=b'caption': give a text"),
+        ("out_dir", "\ud83d", "out_dir='.ud83d': character 1 is half of a surrogate pair"),
         ("target", "./nowhere", "model './nowhere': there is no such folder"),
         ("draft", "a/b/c", "model 'a/b/c': there is no such folder"),
         ("prompts", "none.jsonl", "prompts='none.jsonl': there is no such file"),
@@ -85,6 +101,37 @@ def test_paths_may_be_relative_to_the_repository(tmp_path, monkeypatch):
     assert cfg.prompts == str(notebook.ROOT / "README.md")
     (tmp_path / "README.md").write_text("here")
     assert RunConfig(prompts="README.md").prompts == "README.md"
+
+
+def test_a_config_made_by_hand_is_judged_the_same(unchecked):
+    cfg = RunConfig(draft_length=np.int64(3), seed=np.int64(2**62 + 1), temperature=1)
+    assert (cfg.draft_length, cfg.seed, cfg.temperature) == (3, 2**62 + 1, 1.0)
+    json.dumps({name: getattr(cfg, name) for name in DEFAULTS})
+    for name, value in (("draft_length", "3"), ("n_prompts", 2.0), ("seed", True)):
+        with pytest.raises(ValueError, match=f"^{name}=.*: give a whole number"):
+            RunConfig(**{name: value})
+    for name, value in (("threshold", "0.5"), ("entropy_factor", None), ("adaptive", 1)):
+        with pytest.raises(ValueError, match=f"^{name}=.*: give"):
+            notebook.StoppingConfig(**{name: value})
+    for name, value in (("width", 2.0), ("draft_temperature", "1")):
+        with pytest.raises(ValueError, match=f"^{'temperature' if 'temp' in name else name}="):
+            notebook.TreeConfig(**{name: value})
+
+
+def test_the_largest_seed_goes_on_with_the_smallest(tmp_path, monkeypatch, unchecked):
+    """`measure` gives every prompt a seed of its own."""
+    seeds = []
+    pair = sn.Pair(sn.models.TableModel.random(3), sn.models.TableModel.random(3, seed=1))
+
+    def noted(*args, seed, real=sn.decode.Decoding, **more):
+        seeds.append(seed)
+        return real(*args, seed=seed, **more)
+
+    monkeypatch.setattr(sn.decode, "Decoding", noted)
+    cfg = RunConfig(out_dir=str(tmp_path), seed=2**63 - 1)
+    prompts = [notebook.Item([0]), notebook.Item([1])]
+    assert len(notebook.measure(pair, prompts, {"chain": sn.Chain(2)}, cfg)) == 2
+    assert seeds == [2**63 - 1] * 2 + [0] * 2
 
 
 def test_config_gives_the_sampling():
@@ -150,11 +197,51 @@ def test_items_of_a_file(tmp_path):
         ({"prompt": "a", "image": 3}, "line 2: image=3: give a text"),
         ({"prompt": "a", "image": "p.jsonl"}, "line 2: image=.*no picture"),
         ({"prompt": "a", "task": ["b"]}, "line 2: task="),
+        ({"prompt": "a", "image": 0}, "line 2: image=0: give a text"),
+        ({"prompt": "a", "task": []}, r"line 2: task=\[\]: give a text"),
+        ({"prompt": "half \ud83d"}, "line 2: prompt=.*half of a surrogate pair"),
+        ({"prompt": "a", "task": "\udfff"}, "line 2: task=.*half of a surrogate pair"),
+        ('{"prompt": "a", "prompt": "b"}', "line 2: .*the key 'prompt' stands there twice"),
+        ('{"prompt": "a"} {"prompt": "b"}', "line 2: this is no JSON .Extra data"),
+        ('{"prompt": "a"}\r{"prompt": "b"}', "line 2: this is no JSON .Extra data"),
+        ("[" * 100_000, "line 2: this cannot be read"),
+        ('{"prompt": ' + "9" * 5000 + "}", "line 2: this cannot be read"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, said):
     with pytest.raises(ValueError, match=said):
         notebook.items(write(tmp_path, {"prompt": "fine"}, line))
+
+
+SEPARATORS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "BOM"])
+def test_lines_end_at_newlines_only(tmp_path, ending, mark):
+    """What the usual writers leave as it is within a text must not cut it."""
+    texts = [f"a{separator}b" for separator in SEPARATORS if ord(separator) > 0x1F]
+    texts += ["שלום 🙂", "c"]
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(mark + ending.join(lines).encode() + ending.encode())
+    cfg = RunConfig(prompts=str(path), n_prompts=99)
+    assert [item.prompt for item in notebook.items(cfg)] == texts
+    assert files.text_lines(path)[: len(lines)] == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ('{"prompt": "a"}'.encode("utf-16"), 1),
+        ('{"prompt": "a"}\n{"prompt": "é"}'.encode("latin-1"), 2),
+        (b'{"prompt": "a"}\n\n{"prompt": "\xed\xa0\xbd"}\n', 3),  # half a pair, as if it were text
+    ],
+)
+def test_other_encodings_are_named_with_file_and_line(tmp_path, data, line):
+    (tmp_path / "p.jsonl").write_bytes(data)
+    with pytest.raises(ValueError, match=f"^p.jsonl, line {line}: this is not UTF-8; save"):
+        notebook.items(RunConfig(prompts=str(tmp_path / "p.jsonl")))
 
 
 def test_an_empty_file_is_refused(tmp_path):
@@ -212,14 +299,48 @@ def test_setup_prints_one_line(settings_kept, capsys, monkeypatch):
     ("arguments", "said"),
     [
         ({"threads": 0}, "threads=0"),
-        ({"threads": "two"}, "threads='two'"),
+        ({"threads": "two"}, "threads='two': give a whole number >= 1 .*or 'auto'"),
+        ({"threads": True}, "threads=True: give a whole number >= 1"),
+        ({"threads": 2.0}, "threads=2.0: give a whole number >= 1"),
+        ({"threads": None}, "threads=None: give a whole number >= 1"),
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"renderer": "crayon"}, "crayon"),
     ],
 )
-def test_setup_refuses_in_words(settings_kept, arguments, said):
+def test_setup_refuses_in_words(settings_kept, unchecked, arguments, said):
     with pytest.raises(ValueError, match=said):
         sn.setup(**arguments)
+
+
+def test_setup_takes_numbers_of_numpy(settings_kept, capsys, unchecked):
+    sn.setup(threads=np.int64(1), dtype="float32")
+    assert capsys.readouterr().out.endswith("1 thread\n")
+
+
+def test_what_a_wheel_lacks_is_said_in_one_sentence(tmp_path, capsys, monkeypatch):
+    from specnb import batch, doctor
+    from specnb.batch import plan
+
+    files.need_repository()
+    said = "^specnb runs from its repository: clone it and pip install -e .$"
+    with pytest.raises(ValueError, match=said):
+        files.need_repository(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        notebook.write_address(tmp_path)
+    tables = sys.modules["specnb.batch.collect"]  # its name in the package is the function
+    for module in (batch, plan, tables, doctor):
+        lacking = functools.partial(files.need_repository, tmp_path)
+        monkeypatch.setattr(module, "need_repository", lacking)
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match=said):
+        plan.plan_of(["00_start_here"])
+    with pytest.raises(ValueError, match=said):
+        batch.report(tmp_path)
+    with pytest.raises(SystemExit):
+        batch.main(["run", "--out", str(tmp_path / "out")])
+    capsys.readouterr()
+    assert doctor.main([]) == 1
+    assert capsys.readouterr().err == f"wrong: {said[1:-1]}\n"
 
 
 def test_panel_escapes_the_prompt():

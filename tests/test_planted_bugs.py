@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from fake_device import FakeCard, is_on_card, on_card
 from mutate import Endless, n_statements, replaced, without_statement
 from toys import PLAIN, check_law, models, table
 
@@ -19,7 +20,7 @@ from specnb.models.base import Context
 from specnb.models.table import TableContext
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import MaxConfidence
-from specnb.tree import DraftTree
+from specnb.tree import DraftTree, empty_tree
 from specnb.verify import verify
 
 # ---- one-line mutations, all caught by check_law
@@ -199,7 +200,7 @@ def test_law_battery_passes_on_the_code_as_it_is():
 HARMLESS = {"stale root after a full acceptance"}
 
 
-RED = "law differs|mass|disagrees with itself|list index out of range"
+RED = "law differs|mass|disagrees with itself|list index out of range|is no distribution"
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
@@ -209,8 +210,9 @@ def test_law_check_catches(bug, monkeypatch):
     if bug.name in HARMLESS:
         law_battery()
         return
-    # Most bugs change the law in silence; a cache that lost a slot may break off instead.
-    with pytest.raises((AssertionError, IndexError), match=RED):
+    # Most bugs change the law in silence; a cache that lost a slot may break off instead, and rows
+    # that are no distribution are refused.
+    with pytest.raises((AssertionError, IndexError, ValueError), match=RED):
         law_battery()
 
 
@@ -357,8 +359,24 @@ def bad_input(function) -> None:
 
     refused("rule='typical'", DraftTree(TREE.tokens, TREE.parents, TREE.probs, rule="typical"))
     refused("node 0: token 1", DraftTree((1,), (-1,), rows([1.0, 0.0, 0.0, 0.0])))
-    nan = float("nan")
-    refused("node 0: token 1", DraftTree((1,), (-1,), rows([nan, nan, nan, nan])))
+    nan, inf = float("nan"), float("inf")
+    law = [0.1, 0.6, 0.2, 0.1]
+    for wrong, why in (
+        ([nan, nan, nan, nan], "lowest entry is nan"),
+        ([0.1, 0.9, nan, 0.0], "lowest entry is nan"),
+        ([0.1, inf, 0.0, 0.0], "it sums to inf"),
+        ([0.0, 1.2, -0.2, 0.0], "lowest entry is -0.2"),
+        ([0.1, 0.6, 0.2, 0.2], "it sums to 1.1"),
+        ([0.1, 0.6, 0.2, 0.1 + 1e-8], "it sums to 1"),
+        ([0.1, 0.6, 0.0, 0.0], "it sums to 0.7"),
+    ):
+        refused(f"node 1: token 1 .* {why}", DraftTree((1, 1), (-1, 0), rows(law, wrong)))
+    narrow = rows(law, [0.1, 0.6, 0.2, 0.102]).float()
+    refused("node 1: token 1 .* it sums to 1.002", DraftTree((1, 1), (-1, 0), narrow))
+    refused("1 rows for 2 nodes", DraftTree((1, 1), (-1, 0), rows(law)))
+    rounded = rows(law, [0.1, 0.6, 0.2, 0.1002]).float()
+    function(DraftTree((1, 1), (-1, 0), rounded), ROOT, NODES[:2], Scripted(0.0, 0.0))
+    function(empty_tree(0, "length"), ROOT, NODES[:0], Scripted())
 
 
 def nan_from_the_target(function) -> None:
@@ -368,9 +386,24 @@ def nan_from_the_target(function) -> None:
         function(CHAIN, nan, nan.expand(2, 4), Draws(0))
 
 
+def rows_elsewhere(function) -> None:
+    """The drafter's rows may lie on another device than the target's, either way round."""
+    for uniforms, path, final, law, _ in BY_HAND:
+        for target, draft in ((on_card, torch.clone), (torch.clone, on_card)):
+            tree = DraftTree(TREE.tokens, TREE.parents, draft(TREE.probs))
+            given = tree.probs
+            with FakeCard():
+                draws = Scripted(*uniforms)
+                outcome = function(tree, target(ROOT), target(NODES), draws)
+                assert (outcome.path, outcome.final) == (path, final)
+                assert close(outcome.final_probs.cpu(), law)
+            assert tree.probs is given and is_on_card(given) == (draft is on_card)
+
+
 def verify_battery() -> None:
     """All that holds of the verifier, on whatever stands in its module now."""
     by_hand(verify_module.verify)
+    rows_elsewhere(verify_module.verify)
     bad_input(verify_module.verify)
     nan_from_the_target(verify_module.verify)
     target, draft = models(3, seed=2)
@@ -381,7 +414,7 @@ def verify_battery() -> None:
     check_law(*disjoint, IIDTree((2,), verify="kseq"), PLAIN, n_tokens=2)
 
 
-PARTS = ("verify", "recursive", "k_sequential", "k_sequential_rho", "_declared")
+PARTS = ("verify", "check_rows", "recursive", "k_sequential", "k_sequential_rho", "_declared")
 
 
 def plant(name: str, mutant, monkeypatch) -> None:

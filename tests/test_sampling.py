@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -62,6 +63,73 @@ def test_temperature_zero_takes_the_lowest_of_equals(dtype):
     probs = Sampling(0.0, top_k=2, top_p=0.5).probs(logits)
     assert probs.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
     assert not logits.isnan().any() and logits[0, 1] == 3  # nothing is written into the logits
+
+
+BAD_ROWS = {
+    "NaN": [0.0, math.nan, 1.0],
+    "NaN beside infinity": [math.inf, math.nan, 1.0],
+    "infinity": [0.0, math.inf, 1.0],
+    "nothing is possible": [-math.inf] * 3,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 0.7, 1e30])
+@pytest.mark.parametrize("row", BAD_ROWS)
+def test_logits_that_are_no_numbers_are_refused_at_every_temperature(row, temperature, dtype):
+    fine = [0.0, -math.inf, 1.0]
+    for rows in ([BAD_ROWS[row]], [fine, BAD_ROWS[row]], [BAD_ROWS[row], fine, fine]):
+        for shape in ((len(rows), 3), (1, len(rows), 3)):
+            logits = torch.tensor(rows, dtype=dtype).reshape(shape)
+            with pytest.raises(ValueError, match="^logits are NaN or infinite: .* dtype='float32'"):
+                Sampling(temperature, top_k=2, top_p=0.9).probs(logits)
+    with pytest.raises(ValueError, match="^logits are NaN"):
+        Sampling(temperature).probs(torch.tensor(BAD_ROWS[row], dtype=dtype))
+    assert Sampling(temperature).probs(torch.tensor([fine], dtype=dtype))[0, 1] == (
+        pytest.approx(0.0)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_large_logits_are_no_infinite_ones(temperature):
+    """Their sum overflows where each of them does not."""
+    logits = torch.tensor([[3e38, 0.0], [3e38, 2e38]])
+    assert logits.amax(-1).sum().isinf()
+    assert Sampling(temperature).probs(logits).tolist() == [[1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-20, 1e-10, 1e30])
+def test_extreme_temperatures_give_laws(temperature, dtype):
+    logits = torch.tensor([[1.0, 1.0, 0.5, -math.inf], [6e4, -6e4, 6e4 - 64, -math.inf]])
+    probs = Sampling(temperature).probs(logits.to(dtype))
+    assert probs.isfinite().all() and torch.allclose(probs.sum(-1), probs.new_ones(2))
+    hot = [[1 / 3, 1 / 3, 1 / 3, 0]] * 2
+    wanted = [[0.5, 0.5, 0, 0], [1, 0, 0, 0]] if temperature < 1 else hot
+    assert torch.allclose(probs, probs.new_tensor(wanted))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "size"),
+    [(9.9e-31, "small"), (1e-46, "small"), (5e-324, "small")]
+    + [(1.1e30, "large"), (1e300, "large")],
+)
+def test_temperatures_that_numbers_cannot_divide_by(temperature, size):
+    said = f"^temperature={re.escape(str(temperature))}: it is too {size} to divide by; give 0 "
+    with pytest.raises(ValueError, match=said):
+        Sampling(temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("side", ["target", "draft"])
+def test_the_model_whose_logits_are_no_numbers_is_named(side, temperature):
+    """By path and number format; never a text that looks like any other."""
+    models = {name: TableModel.random(4, seed=n) for n, name in enumerate(("target", "draft"))}
+    models[side].logits[:, 2] = math.nan
+    models[side].path, models[side].dtype = "own/model", torch.float16
+    pair = Pair(models["target"], models["draft"])
+    with pytest.raises(ValueError, match="^own/model in float16: logits are NaN or infinite"):
+        speculative(pair, [0], drafter=Chain(2), sampling=Sampling(temperature))
 
 
 def test_a_low_temperature_becomes_greedy():

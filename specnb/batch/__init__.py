@@ -20,6 +20,7 @@ from specnb.batch import carry, pages
 from specnb.batch.collect import collect, report
 from specnb.batch.estimate import estimates
 from specnb.batch.plan import ROOT, Plan, plan_of, read_sweep
+from specnb.files import need_repository
 
 __all__ = [
     "Plan",
@@ -136,7 +137,11 @@ def _run(given: argparse.Namespace) -> int:
     lessons = (ROOT / "notebooks").glob("[0-8]*.ipynb")  # 9x are reports on other runs
     notebooks = given.notebook or sorted(lessons)
     if not notebooks:
+        need_repository()
         raise ValueError("no notebooks in notebooks/")
+    names = [name for name, _ in given.p]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"-p {twice}: it is given twice; leave one out")
     out_dir = Path(given.out or ROOT / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}")
     rows = run(notebooks, out_dir, {name: _value(text) for name, text in given.p})
     print(table(rows), f"\nresults: {out_dir}", sep="\n")

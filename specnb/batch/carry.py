@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -18,7 +17,9 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import replace
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -40,11 +41,32 @@ DEATHS = 3  # of workers that a run may cost before it is given up
 PLAN = "plan.json"  # the ids of the last call: what a table is made of
 
 
+class _Worker(SpawnProcess):
+    """A spawned process that does not run the caller's script again, as others do in their start.
+
+    All that it works on lies in this package; so scripts that start a batch need no
+    `if __name__ == "__main__"`.
+    """
+
+    @staticmethod
+    def _Popen(process_obj):
+        caller = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")  # without a file, as in `python -c`
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = caller
+
+
+class _Spawn(SpawnContext):
+    Process = _Worker
+
+
 def local(plan: Plan) -> Executor:
     """Worker processes on this machine, each with its own thread budget."""
     return ProcessPoolExecutor(
         plan.workers,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=_Spawn(),
         initializer=prepare,
         initargs=(plan.threads, os.getpid()),
     )
@@ -60,7 +82,8 @@ def cluster(address: str) -> Executor:
         from distributed import Client
     except ImportError:
         raise ValueError(
-            "scheduler: the package distributed is missing; pip install specnb[cluster]"
+            "scheduler: the package distributed is missing; in the repository, "
+            "pip install -e '.[cluster]'"
         ) from None
     try:
         client = Client(address, timeout=10)

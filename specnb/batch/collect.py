@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from specnb.batch.carry import PLAN
 from specnb.batch.execute import read_row
 from specnb.batch.plan import ROOT
-from specnb.files import write_whole
+from specnb.files import need_repository, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +51,9 @@ def collect(folder: str | Path) -> pd.DataFrame:
     if not lines:
         raise ValueError(f"folder {folder}: it has no result of a run")
     table = pd.DataFrame(lines)
+    seeds = [line["seed"] for line in lines]
+    if {type(seed) for seed in seeds} == {int, type(None)}:
+        table["seed"] = pd.array(seeds, dtype="Int64")  # floats, pandas' own choice, lose digits
     if "tokens" in table:
         missing = [name for name in NUMBERS if name not in table]
         table[missing] = float("nan")
@@ -108,6 +111,7 @@ def report(folder: str | Path) -> Path:
 
     from specnb.batch import pages
 
+    need_repository()
     folder = Path(folder).resolve()
     collect(folder)
     executed = folder / "report.ipynb"

@@ -9,18 +9,21 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specnb.files import sha256_of, sum_of
+from specnb import arguments
+from specnb.arguments import shown
+from specnb.batch import yaml_files
+from specnb.files import REPOSITORY as ROOT
+from specnb.files import json_rows, need_repository, sha256_of, sum_of
 
-ROOT = Path(__file__).resolve().parents[2]
 PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
 TIMEOUT_S = 600  # per run: one that never ends must not hold up the night
+MOST_SEEDS = 100_000  # that a number may ask for
 SAFE = re.compile(r"[A-Za-z0-9][\w.-]*")
 CONFIG = re.compile(r"sn\.(?:notebook\.)?(\w*Config)\.from_notebook")
 KEYS = (
@@ -39,7 +42,7 @@ class Run:
     id: str
 
     def __str__(self) -> str:
-        words = ", ".join(f"{name}={value}" for name, value in self.given.items())
+        words = _listed(self.given)
         return f"{self.notebook.stem} ({words})" if words else self.notebook.stem
 
 
@@ -56,17 +59,17 @@ class Plan:
     name: str = field(default="", compare=False)
 
     def __post_init__(self):
-        for name, least in (("workers", 1), ("timeout", 1), ("retries", 0)):
-            _number(name, getattr(self, name), least)
-        if self.threads is not None:
-            _number("threads", self.threads, 1)
+        checked = {"timeout": arguments.number("timeout", self.timeout, 1)}
+        for name, least in (("workers", 1), ("retries", 0), ("threads", 1)):
+            if name != "threads" or self.threads is not None:
+                checked[name] = arguments.whole(name, getattr(self, name), least)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
-def _number(name: str, value: Any, least: int) -> None:
-    kinds = (int, float) if name == "timeout" else (int,)
-    if type(value) not in kinds or not math.isfinite(value) or value < least:
-        kind = "number" if name == "timeout" else "whole number"
-        raise ValueError(f"{name}={value!r}: give a {kind} >= {least}")
+def _listed(given: Mapping[str, Any]) -> str:
+    words = (f"{name}={v if isinstance(v, str) else shown(v)}" for name, v in given.items())
+    return ", ".join(words)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -119,29 +122,49 @@ def _absolute(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
 
 def run_of(path: Path, given: Mapping[str, Any]) -> Run:
     """A checked run of one notebook."""
-    import papermill
-
     if "out_dir" in given:
         raise ValueError("parameter 'out_dir' is set by the run itself: use out_dir= or --out")
-    known = papermill.inspect_notebook(str(path))
+    given = {name: _plain(name, value) for name, value in given.items()}
+    book = _book(path)
+    known = _defaults(path, book)
     for name in sorted({*given, "out_dir"} - set(known)):
         there = ", ".join(known) or "none"
         hint = nearest(name, known)
         raise ValueError(f"{path.name} has no parameter {name!r}{hint}; it has: {there}")
+    kernel = book.metadata.get("kernelspec", {})
+    language = book.metadata.get("language_info", {}).get("name") or kernel.get("language")
+    if not kernel.get("name") or not language:
+        raise ValueError(
+            f"{path.name}: it does not say which kernel runs it; open it in Jupyter, choose one, "
+            "and save it"
+        )
     parameters = _checked(path, given, known)
     parameters.pop("out_dir")
     return Run(path, given, parameters, identity(path, parameters))
 
 
-def _checked(path: Path, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(name: str, value: Any) -> Any:
+    """A value as it can stand in a notebook and in a row."""
+    value = str(value) if isinstance(value, Path) else arguments.plain(value)
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):  # a date of YAML, an object, a list within itself
+        raise ValueError(
+            f"parameter {name}={shown(value)}: give a number, a text, or a list of them"
+        ) from None
+    return value
+
+
+def _checked(path: Path, given: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
     """All parameters of the notebook with the given ones in place, judged by its own config."""
     from specnb import notebook as lessons
 
     source = "\n".join(text for _, text in _source(path))
     config = CONFIG.search(source)
     kind = getattr(lessons, config[1], None) if config else None
-    every = {name: _default(path, name, info["default"]) for name, info in known.items()}
-    every |= given
+    every = {
+        name: given[name] if name in given else _default(path, name, known[name]) for name in known
+    }
     if kind is None:  # a notebook of the reader's own
         return every
     try:
@@ -150,23 +173,59 @@ def _checked(path: Path, given: Mapping[str, Any], known: Mapping[str, Any]) -> 
             lessons.items(checked)  # every line of the file is judged, and its pictures opened
         return every | asdict(checked)
     except ValueError as error:
-        words = ", ".join(f"{name}={value}" for name, value in given.items())
-        raise ValueError(f"{path.stem} ({words}): {error}") from None
+        raise ValueError(f"{path.stem} ({_listed(given)}): {error}") from None
 
 
-def _default(path: Path, name: str, text: str) -> Any:
+def _book(path: Path) -> Any:
+    """A notebook; ValueError where the file is none."""
+    import nbformat
+
     try:
-        return ast.literal_eval(text)
+        return nbformat.read(path, as_version=4)
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path.name}: this is no notebook ({why[:100]})") from None
+
+
+def _defaults(path: Path, book: Any) -> dict[str, str]:
+    """The names that the first cell tagged "parameters" sets, each with its default as written."""
+    tagged = (cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+    cell = next(tagged, None)
+    if cell is None:
+        return {}
+    try:
+        statements = ast.parse(cell.source).body
+    except SyntaxError as error:
+        raise ValueError(
+            f"{path.name}: line {error.lineno} of the cell tagged 'parameters' is no Python; "
+            "write names and values there, nothing else"
+        ) from None
+    found = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, value = [statement.target], statement.value
+        else:
+            continue
+        for target in targets:
+            if isinstance(target, ast.Name):
+                found[target.id] = ast.unparse(value)
+    return found
+
+
+def _default(path: Path, name: str, written: str) -> Any:
+    try:
+        return ast.literal_eval(written)
     except (ValueError, SyntaxError):
-        raise ValueError(f"{path.name}: give {name} a plain value, not {text}") from None
+        raise ValueError(
+            f"{path.name}: give {name} a plain value, not {shown(written)[1:-1]}"
+        ) from None
 
 
 def _source(path: Path) -> list[tuple[str, str]]:
     """Kind and text of every cell: neither outputs nor metadata."""
-    import nbformat
-
-    book = nbformat.read(path, as_version=4)
-    return [(cell.cell_type, cell.source) for cell in book.cells]
+    return [(cell.cell_type, cell.source) for cell in _book(path).cells]
 
 
 def look_anew() -> None:
@@ -177,7 +236,7 @@ def look_anew() -> None:
 
 def identity(path: Path, parameters: Mapping[str, Any]) -> str:
     """The content of a run as its id: what would give the same result has the same one."""
-    held = {name: _content(value) if name in PATHS else value for name, value in parameters.items()}
+    held = {name: _held(name, value) for name, value in parameters.items()}
     what = {
         "notebook": path.stem,
         "source": _source(path),
@@ -210,22 +269,27 @@ def _data() -> str:
     return sum_of(folder, (path for path in files if path.suffix != ".md"))
 
 
+def _held(name: str, value: Any) -> Any:
+    """A parameter as part of an id: a path stands for what lies there."""
+    if name not in PATHS or not isinstance(value, str) or not value or not Path(value).exists():
+        return value
+    return _content(value, name == "prompts")
+
+
 @functools.cache
-def _content(name: str) -> str:
-    """What a model folder or a prompt file holds; a hub id stands for itself."""
+def _content(name: str, prompts: bool) -> str:
+    """What a model folder or a file holds, with the pictures that a prompt file names."""
     path = Path(name)
-    if not name or not path.exists():
-        return name
     if path.is_file():
-        sums = [sha256_of(file) for file in [path, *_pictures_of(path)]]
+        sums = [sha256_of(file) for file in [path, *(_pictures_of(path) if prompts else ())]]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
     return sum_of(path, (file for file in path.rglob("*") if file.is_file()))
 
 
 def _pictures_of(prompts: Path) -> list[Path]:
     """The pictures that a prompt file names, in its order."""
-    rows = (json.loads(line) for line in prompts.read_text("utf-8").splitlines() if line.strip())
-    return [prompts.parent / row["image"] for row in rows if row.get("image")]
+    named = (row.get("image") for _, row in json_rows(prompts))
+    return [prompts.parent / name for name in named if name and isinstance(name, str)]
 
 
 # ------------------------------------------------------------------------------- sweep files
@@ -233,15 +297,10 @@ def _pictures_of(prompts: Path) -> list[Path]:
 
 def read_sweep(path: str | Path) -> Plan:
     """The plan of a sweep file (YAML, see README). ValueError names what is wrong in it."""
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"sweep {path}: no such file")
-    try:
-        asked = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name}: this is no YAML that is safe to read: {error}") from None
+    asked = yaml_files.read(path)
     if not isinstance(asked, dict):
         raise ValueError(f"{path.name}: write keys and values, such as notebooks: [...]")
     try:
@@ -254,19 +313,23 @@ def _plan(asked: dict, path: Path) -> Plan:
     for key in asked:
         if key not in KEYS:
             hint = nearest(str(key), KEYS)
-            raise ValueError(f"unknown key {key!r}{hint}; known are {', '.join(KEYS)}")
+            raise ValueError(f"unknown key {shown(key)}{hint}; known are {', '.join(KEYS)}")
     name = asked.get("name", path.stem)
     if not isinstance(name, str) or not SAFE.fullmatch(name):
-        raise ValueError(f"name={name!r}: give a plain name, letters, digits and _.- only")
+        raise ValueError(f"name={shown(name)}: give a plain name, letters, digits and _.- only")
     notebooks = _list(asked, "notebooks")
     if not notebooks:
         raise ValueError("notebooks=[]: name at least one")
     for entry in notebooks:
         if not isinstance(entry, str):
-            raise ValueError(f"notebooks: {entry!r}: give a name or a path")
+            raise ValueError(f"notebooks: {shown(entry)}: give a name or a path")
     common = _mapping(asked, "parameters")
     grid = {key: _values(key, value) for key, value in _mapping(asked, "grid").items()}
     sets = [_entry(entry) for entry in _list(asked, "sets")]
+    for where, names in (("grid", [grid]), ("sets", sets)):
+        for key in common:
+            if any(key in one for one in names):
+                raise ValueError(f"{key}: it stands in parameters and in {where}; leave one out")
     if grid or not sets:
         sets = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())] + (
             sets
@@ -275,10 +338,14 @@ def _plan(asked: dict, path: Path) -> Plan:
     if seeds is not None:
         if any("seed" in one for one in (common, *sets)):
             raise ValueError("seeds and a parameter seed: give one of them")
-        if type(seeds) is int and seeds > 0:
-            seeds = list(range(seeds))
+        if isinstance(seeds, int) and not isinstance(seeds, bool) and 0 < seeds <= MOST_SEEDS:
+            seeds = range(seeds)
         elif not isinstance(seeds, list) or not seeds:
-            raise ValueError(f"seeds={seeds!r}: give a list, as in [1, 2], or a number >= 1")
+            raise ValueError(
+                f"seeds={shown(seeds)}: give a list, as in [1, 2], or a number >= 1 and <= "
+                f"{MOST_SEEDS}"
+            )
+        seeds = [arguments.seed("seeds", one) for one in seeds]
         sets = [{**one, "seed": seed} for one in sets for seed in seeds]
     how = {key: asked[key] for key in ("workers", "threads", "timeout", "retries") if key in asked}
     sets = [{**common, **one} for one in sets]
@@ -292,6 +359,7 @@ def _notebook(entry: str, base: Path) -> Path:
     if not found.is_file():
         found = shelf.get(entry.removesuffix(".ipynb"), found)
     if not found.is_file():
+        need_repository()
         raise ValueError(f"notebook {entry!r}: no such file{nearest(entry, shelf)}")
     return found
 
@@ -299,31 +367,31 @@ def _notebook(entry: str, base: Path) -> Path:
 def _list(asked: Mapping, key: str) -> list:
     value = asked.get(key) or []
     if not isinstance(value, list):
-        raise ValueError(f"{key}={value!r}: give a list, as in [1, 2]")
+        raise ValueError(f"{key}={shown(value)}: give a list, as in [1, 2]")
     return value
 
 
 def _mapping(asked: Mapping, key: str) -> dict:
     value = asked.get(key) or {}
     if not isinstance(value, dict):
-        raise ValueError(f"{key}={value!r}: give names and values")
+        raise ValueError(f"{key}={shown(value)}: give names and values")
     return _named(value)
 
 
 def _named(values: dict) -> dict:
     for name in values:
         if not isinstance(name, str):
-            raise ValueError(f"{name!r} is no name of a parameter: write it in quotes")
+            raise ValueError(f"{shown(name)} is no name of a parameter: write it in quotes")
     return values
 
 
 def _values(name: str, values: Any) -> list:
     if not isinstance(values, list) or not values:
-        raise ValueError(f"grid: {name}={values!r}: give a list of values, as in [1, 2]")
+        raise ValueError(f"grid: {name}={shown(values)}: give a list of values, as in [1, 2]")
     return values
 
 
 def _entry(entry: Any) -> dict:
     if not isinstance(entry, dict):
-        raise ValueError(f"sets: {entry!r}: give names and values, as in {{draft_length: 5}}")
+        raise ValueError(f"sets: {shown(entry)}: give names and values, as in {{draft_length: 5}}")
     return _named(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as w
@@ -10,17 +11,18 @@ from specnb.live.page import LABELLED, NARROW, named, show
 from specnb.studio import METHODS, Method
 
 LONGEST = 16  # draft length that a slider offers
+LONGEST_NGRAM = 8
 
 
 class MethodControls(w.VBox):
     """A method and its controls; those that it does not listen to are hidden."""
 
-    def __init__(self, method: Method, label: str):
+    def __init__(self, method: Method, label: str, offered: Sequence[str] = tuple(METHODS)):
         look = {"style": LABELLED, "layout": NARROW}
         late = {"continuous_update": False, **look}
         longest = max(LONGEST, method.draft_length)
         self.method = w.Dropdown(
-            options=list(METHODS), value=method.name, description=label, **look
+            options=list(offered), value=method.name, description=label, **look
         )
         self.controls: dict[str, Any] = {
             "draft_length": w.IntSlider(
@@ -38,6 +40,13 @@ class MethodControls(w.VBox):
             "width": w.IntSlider(
                 method.width, min=1, max=max(8, method.width), description="width", **late
             ),
+            "ngram": w.IntSlider(
+                method.ngram,
+                min=1,
+                max=max(LONGEST_NGRAM, method.ngram),
+                description="ngram",
+                **late,
+            ),
             "path": w.Text(
                 value=method.path, description="class", placeholder="package:Class", **late
             ),
@@ -50,6 +59,12 @@ class MethodControls(w.VBox):
     def _fit(self, _) -> None:
         for name, control in self.controls.items():
             show(control, name in METHODS[self.method.value])
+
+    def offer(self, names: Sequence[str]) -> None:
+        """From now on these methods; the one that is on stays on where it is among them."""
+        value = self.method.value
+        self.method.options = list(names)
+        self.method.value = value if value in names else names[0]
 
     def all(self) -> list[w.DOMWidget]:
         """Every control."""

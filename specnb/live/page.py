@@ -47,6 +47,11 @@ def framed(text: str, state: Mapping[str, Any], name: str = "") -> str:
     return f'<div data-view="{name}" data-state="{said}">{text}</div>'
 
 
+def line(words: str) -> str:
+    """Words in a line of their own, as HTML."""
+    return f'<div style="line-height:1.4">{html.escape(words)}</div>'
+
+
 class Page:
     """Status line and error box of a live cell, and callbacks that use them."""
 

@@ -12,8 +12,8 @@ from typing import Any
 import ipywidgets as w
 
 from specnb import scenes
-from specnb.live.page import LABELLED, NARROW, WRAPPED, Page, named
-from specnb.models.hf import as_picture
+from specnb.live.page import LABELLED, NARROW, WRAPPED, Page, named, show
+from specnb.models.pictures import as_picture
 
 MOST = 8  # pictures to choose from
 FRESH = 500_000_000  # numbers of scenes of no notebook and no training
@@ -48,14 +48,17 @@ def sight_of(item: Any) -> Sight:
 
 
 class PictureChooser(w.VBox):
-    """Thumbnails, a new picture, a file; a task's prompt, or own words. `changed` hears of it."""
+    """Thumbnails, a new picture, a file; a task's prompt, or own words. `changed` hears of it.
+
+    For a target that reads text only no picture is offered or shown: numbers stand for prompts.
+    """
 
     _count = itertools.count()
 
-    def __init__(self, items: Sequence[Any], page: Page, changed: Callable[[], None]):
+    def __init__(self, items: Sequence[Any], page: Page, changed: Callable[[], None], sees: bool):
         self._sights = [sight_of(item) for item in items[:MOST]]
         self._page, self._changed, self._chosen = page, changed, 0
-        self._number = next(self._count)
+        self._number, self._sees = next(self._count), sees
         self._fresh = itertools.count(FRESH)
         self.thumbs = w.HBox(layout=WRAPPED)
         self._rules = w.HTML(layout={"display": "none"})
@@ -71,7 +74,7 @@ class PictureChooser(w.VBox):
         )
         self.picture = w.HTML()
         named(new_picture=self.new, own_picture=self.file, task=self.task, prompt=self.prompt)
-        self._draw()
+        self.fit(sees)
         self._offer()
         self.new.on_click(page.on(self._take_new))
         self.file.observe(page.on(self._take_file), names="value")
@@ -90,24 +93,33 @@ class PictureChooser(w.VBox):
         """The chosen picture as the models see it."""
         return self._sights[self._chosen].image
 
+    def fit(self, sees: bool) -> None:
+        """For a target that sees pictures, or for one that reads text only."""
+        self._sees = sees
+        for control in (self.new, self.file):
+            show(control, sees)
+        self._draw()
+
     def _draw(self) -> None:
         """One button per picture; those there stay, or the keyboard would lose its place."""
         rules, buttons = [STYLE], list(self.thumbs.children)
         for index, sight in enumerate(self._sights):
             name = f"snb-sight-{self._number}-{index}"
             if index == len(buttons):
-                buttons.append(w.Button(layout={"width": "68px", "height": "88px"}))
+                buttons.append(w.Button(layout={"width": "68px"}))
                 buttons[index].add_class(name)
-                buttons[index].add_class("snb-sight")
                 buttons[index].on_click(self._page.on(lambda index=index: self._take(index)))
-            chosen = index == self._chosen
+            chosen, seen = index == self._chosen, self._sees and sight.large is not None
+            (buttons[index].add_class if seen else buttons[index].remove_class)("snb-sight")
+            buttons[index].layout.height = "88px" if seen else None
             buttons[index].description = f"▸{index + 1}" if chosen else f"{index + 1}"
-            buttons[index].tooltip = f"picture {index + 1}{', chosen' if chosen else ''}"
-            if sight.large is not None:
+            what = "picture" if seen else "prompt"
+            buttons[index].tooltip = f"{what} {index + 1}{', chosen' if chosen else ''}"
+            if seen:
                 rules.append(f".{name}{{background-image:url({_png(sight.large, 128)})!important}}")
         self._rules.value = f"<style>{''.join(rules)}</style>"
         self.thumbs.children = buttons
-        large = self._sights[self._chosen].large
+        large = self._sights[self._chosen].large if self._sees else None
         self.picture.value = (
             ""
             if large is None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ipywidgets as w
 
 from specnb import views
-from specnb.laws import laws_of
+from specnb.decode import Decoding
+from specnb.live.growth import Progress, Work, progress, stepped
+from specnb.live.lacks import NO_RATIO, lacks_of
 from specnb.live.methods import MethodControls
 from specnb.live.page import (
     LABELLED,
@@ -21,17 +24,19 @@ from specnb.live.page import (
     Page,
     Static,
     framed,
+    line,
     named,
     show,
 )
 from specnb.live.pictures import PictureChooser
+from specnb.live.pointed import laws_at
 from specnb.live.steps import StepControls
 from specnb.models import load_pair
 from specnb.models.base import Pair
-from specnb.record import TokenRow
+from specnb.record import Record, TokenRow
 from specnb.sampling import Sampling
-from specnb.studio import OWN, Method, Question, Studio, Walk
-from specnb.views.look import by_block, visible
+from specnb.studio import OWN, Method, Question, Studio, Walk, methods_for
+from specnb.views.look import by_block
 
 VIEWS = ("tokens", "figures", "time", "tree", "laws")
 MODES = ("whole text", "step by step", "compare")
@@ -53,9 +58,14 @@ class Workbench(w.VBox):
     ):
         self._studio, self.page = Studio(pair), Page()
         self._n_moves = self._cursor = 0
-        self._decoding = self._record = None
-        self.chooser = PictureChooser(items, self.page, self._refresh)
-        self.a, self.b = MethodControls(method, "method"), MethodControls(other, "against")
+        self._decoding: Decoding | None = None
+        self._record: Record | None = None
+        self.work = Work(self.page, self._words)
+        sees, offered = pair.target.sees_images, methods_for(pair)
+        self.chooser = PictureChooser(items, self.page, self._refresh, sees)
+        self.lacks = w.HTML(layout=WIDE)
+        self.a = MethodControls(method, "method", offered)
+        self.b = MethodControls(other, "against", offered)
         self.steps = StepControls(self.page, self._show_step)
         late = {"continuous_update": False, "style": LABELLED, "layout": NARROW}
         self.drawing = {
@@ -104,6 +114,7 @@ class Workbench(w.VBox):
         named(mode=self.mode, load=self.load, models=self.models, **self.drawing, **self.paths)
         self._toggle_row = w.HBox([w.Label("show"), *self.toggles.values()])
         self._arrow_row = w.HBox(list(self.arrows.values()))
+        self._say_lacks()
         super().__init__(self._rows())
         self.add_class("snb-workbench")
         self._observe()
@@ -116,6 +127,7 @@ class Workbench(w.VBox):
         drawing = w.VBox(list(self.drawing.values()))
         return [
             w.HBox([self.chooser.picture, self.chooser], layout=WRAPPED),
+            self.lacks,
             w.HBox([self.a, self.b, drawing], layout=WRAPPED),
             w.HBox([self.mode, self._toggle_row], layout=WRAPPED | {"align_items": "center"}),
             self.steps,
@@ -170,10 +182,20 @@ class Workbench(w.VBox):
         return ", ".join([*words, *(f"{n.replace('_', '-')} {state[n]}" for n in names)])
 
     def _load(self) -> None:
+        self.work.stop()
         self.page.say("loading …")
         pair = load_pair(*(text.value for text in self.paths.values()))
         self._studio = Studio(pair)
+        with self.page.silent():
+            for controls in (self.a, self.b):
+                controls.offer(methods_for(pair))
+        self.chooser.fit(pair.target.sees_images)
+        self._say_lacks()
         self._refresh()
+
+    def _say_lacks(self) -> None:
+        self.lacks.value = "".join(map(line, lacks_of(self._studio.pair)))
+        show(self.lacks, bool(self.lacks.value))
 
     # ---- what is shown
 
@@ -193,60 +215,112 @@ class Workbench(w.VBox):
     def _refresh(self) -> None:
         """Decodes what the controls say, and shows it."""
         try:
-            self._fit()
-            self._n_moves += 1
             self.page.say("working …")
-            start_s = time.perf_counter()
-            if self.mode.value == "step by step":
-                question, method = self.question, self.a.value()
-                walk = Walk(lambda: self._studio.begin(question, method))
-                self.steps.begin(walk, self._studio.pair.target)
-                self._show_step()
-            elif self.mode.value == "compare":
-                self._show_compared()
-            else:
-                self._record = None  # what fails now must not stand under the run before
-                self._decoding = self._studio.run(self.question, self.a.value())
-                self._record, self._cursor = self._decoding.record(), 0
-                self._show_whole()
-            self.page.clear()
-            self.page.say(f"{self._words()}, shown after {time.perf_counter() - start_s:.1f} s")
+            self.work.start(self._timed(self._moved()))
         except Exception as error:  # whatever a drafter of the reader's own may raise
             self.page.fail(error)
 
     def _redraw(self) -> None:
-        """Shows the same run in the views that are on, if there is one."""
+        """Shows the same run in the views that are on; one under way comes to them by itself."""
         self._fit()
         if self._record is not None:
-            self._show_whole()
+            self.work.start(self._timed(self._views()))
 
-    def _show(self, name: str, shown: Any) -> None:
+    def _moved(self) -> Iterator[Progress]:
+        self._fit()
+        self._n_moves += 1
+        self._record = None  # what fails now must not stand under the run before
+        ways = (self._whole, self._stepwise, self._compared)
+        yield from ways[MODES.index(self.mode.value)]()
+
+    def _timed(self, steps: Iterator[Progress]) -> Iterator[Progress]:
+        """The same steps; at their end the status line says what is shown."""
+        start_s = time.perf_counter()
+        yield from steps
+        self.page.clear()
+        self.page.say(f"{self._words()}, shown after {time.perf_counter() - start_s:.1f} s")
+
+    def _show(self, name: str, shown: Any, **more: Any) -> None:
         text = shown if isinstance(shown, str) else shown._repr_html_()
-        self.views[name].value = framed(text, self.state, name)
+        self.views[name].value = framed(text, self.state | more, name)
 
-    def _show_whole(self) -> None:
-        on = {name for name, toggle in self.toggles.items() if toggle.value}
+    def _is_on(self, name: str) -> bool:
+        return self.views[name].layout.display != "none"
+
+    def _stepwise(self) -> Iterator[Progress]:
+        question, method = self.question, self.a.value()
+        walk = Walk(lambda: self._studio.begin(question, method))
+        self.steps.begin(walk, self._studio.pair.target)
+        self._show_step()
+        yield from ()
+
+    def _whole(self) -> Iterator[Progress]:
+        name, run = str(self.a.value()), self._studio.begin(self.question, self.a.value())
+
+        def show_grown() -> None:
+            for view in ("tree", "laws"):  # else those of the run before would stand there
+                self.views[view].value = ""
+            record = run.record()
+            if self._is_on("tokens"):
+                self._show("tokens", views.tokens(record, title=f"{name} (so far)"), so_far=True)
+            self._show_measured({name: record}, so_far=True)
+
+        yield from stepped([run], show_grown)
+        self._decoding, self._record, self._cursor = run, run.record(), 0
+        yield from self._views()
+
+    def _views(self) -> Iterator[Progress]:
+        """The run in the views that are on: the strip first, it is what one waits for."""
         name, record = str(self.a.value()), self._record
-        if "tokens" in on:  # first: this is what one waits for
+        if self._is_on("tokens"):
             self._show("tokens", views.tokens(record, title=name))
-        if "figures" in on:
-            self._show("figures", views.figures({name: record}, self._studio.plain(self.question)))
-        if "time" in on:
-            plain = self._studio.plain(self.question)
-            self._show("time", views.lanes({name: record, "plain decoding": plain}))
         self._show_pointed()
+        if self._is_on("figures") or self._is_on("time"):
+            yield from self._against_plain({name: record}, self.question)
 
-    def _show_compared(self) -> None:
+    def _compared(self) -> Iterator[Progress]:
         question = self.question
         names = [str(self.a.value()), str(self.b.value())]
         if names[0] == names[1]:
             names[1] += ", again"
-        runs = [self._studio.run(question, m.value()).record() for m in (self.a, self.b)]
-        both = dict(zip(names, runs, strict=True))
-        self._show("aligned", views.aligned(both, title=f"one prompt, seed {question.seed}"))
-        plain = self._studio.plain(question)
-        self._show("figures", views.figures(both, plain))
-        self._show("time", views.lanes({**both, "plain decoding": plain}))
+        runs = [self._studio.begin(question, controls.value()) for controls in (self.a, self.b)]
+        title = f"one prompt, seed {question.seed}"
+
+        def records() -> dict[str, Record]:
+            return dict(zip(names, (run.record() for run in runs), strict=True))
+
+        def show_grown() -> None:
+            both = records()
+            self._show("aligned", views.aligned(both, title=f"{title} (so far)"), so_far=True)
+            self._show_measured(both, so_far=True)
+
+        yield from stepped(runs, show_grown)
+        both = records()
+        self._show("aligned", views.aligned(both, title=title))
+        yield from self._against_plain(both, question)
+
+    def _against_plain(
+        self, records: Mapping[str, Record], question: Question
+    ) -> Iterator[Progress]:
+        """Figures and lanes beside those of the run without drafts."""
+        for run in self._studio.plain_in_steps(question):
+            show_grown = partial(self._show_plain_grown, records, run)
+            yield progress("plain decoding for comparison", [run], show_grown)
+        self._show_measured(records, self._studio.plain(question))
+
+    def _show_plain_grown(self, records: Mapping[str, Record], plain: Decoding) -> None:
+        self._show_measured(records, plain.record(), so_far=True)
+
+    def _show_measured(
+        self, records: Mapping[str, Record], plain: Record | None = None, **more: Any
+    ) -> None:
+        beside = {} if plain is None else {"plain decoding": plain}
+        if self._is_on("figures"):
+            figures = views.figures(records, plain)._repr_html_()
+            lacks = "" if self._studio.pair.draft else line(NO_RATIO)
+            self._show("figures", figures + lacks, **more)
+        if self._is_on("time"):
+            self._show("time", views.lanes({**records, **beside}), **more)
 
     def _show_step(self) -> None:
         self._show("step", self.steps.shown())
@@ -260,27 +334,11 @@ class Workbench(w.VBox):
         if self.toggles["tree"].value:
             self._show("tree", views.tree(self._record, row.block))
         if self.toggles["laws"].value:
-            self._show("laws", self._laws(row))
+            place = f"token {self._cursor + 1} of {len(self._record.tokens)}"
+            self._show("laws", laws_at(self._decoding, row, place))
 
     def _rows_in_order(self) -> list[TokenRow]:
         return [row for _, rows in by_block(self._record) for row in rows]
-
-    def _laws(self, row: TokenRow) -> str:
-        laws = laws_of(self._decoding, row)
-        title = f"token {self._cursor + 1} of {len(self._record.tokens)}: “{visible(row.text)}”, "
-        title += f"{row.verdict} in block {row.block + 1}"
-        names = self._studio.pair.target.piece
-        picture = views.laws(
-            laws.target, laws.draft, names, left=laws.left, token=row.token_id, title=title
-        )
-        pairs = [("target", row.target_prob, laws.target)]
-        if row.draft_prob is not None and laws.draft is not None:
-            pairs.append(("draft", row.draft_prob, laws.draft))
-        words = "; ".join(
-            f"{name}: recorded {recorded:.4f}, computed anew {float(law[row.token_id]):.4f}"
-            for name, recorded, law in pairs
-        )
-        return f'{picture._repr_html_()}<div style="line-height:1.4">{html.escape(words)}</div>'
 
     def _point(self, what: str, way: int) -> None:
         if self._record is None:
@@ -299,13 +357,17 @@ class Workbench(w.VBox):
     # ---- copies
 
     def static(self) -> Static:
-        """What the panel shows just now, without controls: for saved and exported copies."""
+        """What the panel shows, without controls: for saved and exported copies.
+
+        A run under way is finished first.
+        """
+        self.work.finish()
         shown = [view.value for view in self.views.values() if view.layout.display != "none"]
         seen = [] if self.page.error else shown  # else they would be those of the move before
         asked = html.escape(self.chooser.prompt.value).replace("\n", "<br>")
         return Static(
             f'<div class="snb-static"><div><b>{html.escape(self._words())}</b></div>'
-            f"<div><b>Prompt:</b> {asked}</div>{self.chooser.picture.value}"
+            f"<div><b>Prompt:</b> {asked}</div>{self.lacks.value}{self.chooser.picture.value}"
             f"{self.page.alert.value}{''.join(seen)}</div>"
         )
 
@@ -324,8 +386,10 @@ def workbench(
 
     `cfg` (a `RunConfig`) says where the controls stand at first, `method` which drafter drafts,
     `against` the one that it is compared with, `views` which of VIEWS are on, `mode` one of MODES.
-    Show it as a cell's last value; `static()` gives what it shows without the controls. ValueError
-    where an argument is none of these, or where the first state cannot be decoded.
+    A pair without a draft model starts with prompt lookup, and says so. Show the panel as a cell's
+    last value; `static()` gives what it shows without the controls. Where a run takes long, it
+    grows block by block while the kernel reads messages, and a new move stops it. ValueError where
+    an argument is none of these, or where the first state cannot be decoded.
     """
     for name in views:
         if name not in VIEWS:
@@ -337,7 +401,8 @@ def workbench(
     names = [field for field in Method.__dataclass_fields__ if field not in ("name", "path")]
     given = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
     first = Method(method, **given)
-    second = replace(first, name=against)
+    second = replace(first, name=against).fitted(pair)
+    first = first.fitted(pair)
     if second == first and first.name != OWN:  # or both strips would be the same
         second = replace(second, draft_length=1)
     return Workbench(
