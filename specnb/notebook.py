@@ -105,10 +105,12 @@ class RunConfig:
     out_dir: str = ""
 
     def __post_init__(self):
+        from specnb import smollm2
         from specnb.models import folders
         from specnb.sampling import Sampling
         from specnb.scenes import TASKS
 
+        object.__setattr__(self, "target", smollm2.named(self.target))
         for name in ("target", "draft", "prompts"):
             object.__setattr__(self, name, _resolved(getattr(self, name)))
         for name in ("draft_length", "n_prompts"):

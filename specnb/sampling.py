@@ -80,7 +80,8 @@ class Sampling:
 
 def _judge(largest: Float[Tensor, "*batch 1"]) -> None:
     """Refuses logits by each row's largest, which is NaN where anything in the row is."""
-    if math.isfinite(largest.sum()) or largest.isfinite().all():  # the sum alone may overflow
+    total = largest if largest.numel() == 1 else largest.sum()  # of one row: a kernel less
+    if math.isfinite(total) or largest.isfinite().all():  # a sum may overflow
         return
     raise NoNumbers(
         "logits are NaN or infinite: numbers overflowed, or the weights are damaged; load the "

@@ -121,7 +121,7 @@ def _check_extra() -> None:
     if missing:
         raise ValueError(
             f"target={NAME!r}: {' and '.join(missing)} must be there to read GGUF files; "
-            "pip install 'specnb[gguf]', or run `make smollm2`"
+            "pip install -e '.[gguf]', or run `make smollm2`"
         )
 
 

@@ -425,6 +425,9 @@ def test_a_picture_of_ones_own(pair, items, old, monkeypatch):
     Upload.value = uploaded(b"no picture", old)
     panel.page.on(panel.chooser._take_file)(None)
     assert "no picture" in panel.page.alert.value and "PNG or JPEG" in panel.page.alert.value
+    Upload.value = uploaded(b"", old)  # what is left of a file that a server found too large
+    panel.page.on(panel.chooser._take_file)(None)
+    assert "nothing arrived" in panel.page.alert.value and "10 MB" in panel.page.alert.value
     panel.chooser.thumbs.children[0].click()
     assert_followed(panel, picture=1)
 

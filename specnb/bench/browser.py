@@ -1,6 +1,6 @@
 """Notebooks in JupyterLab and Chromium, for tests and timings: a server, a page, a witness.
 
-Needs Playwright (`pip install specnb[browser]`) and a Chromium of the system; Playwright's own
+Needs Playwright (`pip install -e '.[browser]'`) and a Chromium of the system; Playwright's own
 browser is not downloaded. Nothing of the reader's Jupyter settings leaks in or out.
 """
 

@@ -17,7 +17,8 @@ from specnb.decode import Decoding
 from specnb.live.page import Page
 
 PATIENCE_S = 0.5  # how long a reader waits for a finished run, and no longer than that
-REDRAW_S = 1 / 8  # between two pictures of a run under way
+REDRAW_S = 1 / 8  # between two pictures of a run under way, at least
+DRAWING = 0.2  # share of the time that pictures may take
 SLICE_S = 0.03  # of work between two looks at the kernel's messages; one block at least
 LOOK_S = 0.005  # of such a look: a message takes the loop a few turns
 
@@ -64,7 +65,7 @@ class Work:
         self._page, self._words = page, words
         self._steps: Iterator[Progress] | None = None  # under way
         self._lock = threading.RLock()  # JupyterLab may bring a move on another thread
-        self._began_s = self._drawn_s = 0.0
+        self._began_s = self._redraw_s = 0.0  # on the clock of `time.perf_counter`
         self._slow = False  # as the work before was
 
     @property
@@ -77,7 +78,7 @@ class Work:
         what fails later is shown in the page."""
         self._steps, loop = steps, _loop()
         with self._lock:
-            self._began_s, self._drawn_s = time.perf_counter(), 0.0
+            self._began_s, self._redraw_s = time.perf_counter(), 0.0
             # After slow work not even the prompt is read before the next message: of several
             # moves in a row, the last one alone is worked for.
             while not (self._slow and loop):
@@ -119,7 +120,7 @@ class Work:
         if at is None and self._steps is steps:
             self.stop()
             long = time.perf_counter() - self._began_s > PATIENCE_S
-            self._slow = long and self._drawn_s > 0  # it had to be shown half done
+            self._slow = long and self._redraw_s > 0  # it had to be shown half done
         return at
 
     def _go_on(self, loop: asyncio.AbstractEventLoop, steps: Iterator[Progress]) -> None:
@@ -130,7 +131,7 @@ class Work:
                     at = self._next(steps)
                     if at is None:
                         return
-                    if time.perf_counter() - self._drawn_s > REDRAW_S:
+                    if time.perf_counter() > self._redraw_s:
                         self._draw(at)
             except Exception as error:  # of a drafter of the reader's own, for one
                 self._page.fail(error)
@@ -140,11 +141,13 @@ class Work:
     def _draw(self, at: Progress) -> None:
         if at.show is None:
             return
+        began_s = time.perf_counter()
         at.show()
         self._page.clear()
         what = f"{at.what}, " if at.what else ""
         self._page.say(f"{self._words()}: {what}{about(at.left_s)} to go")
-        self._drawn_s = time.perf_counter()
+        now_s = time.perf_counter()
+        self._redraw_s = now_s + max(REDRAW_S, (now_s - began_s) * (1 / DRAWING - 1))
 
 
 def _loop() -> asyncio.AbstractEventLoop | None:

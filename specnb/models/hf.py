@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specnb import smollm2
+from specnb.files import need_repository
 from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.models.llama import Llama, LlamaContext, why_not
@@ -64,6 +65,8 @@ def load_pair(
     certify: bool = True,
 ) -> Pair:
     """See `specnb.load_pair`."""
+    if not target:
+        need_repository()  # for the embedded models
     common = {"device": device, "runtime": runtime, "certify": certify}
     goal = load_model(
         target or str(EMBEDDED / "target"),
