@@ -169,7 +169,8 @@ class PictureChooser(w.VBox):
         file = next(iter(given.values())) if isinstance(given, Mapping) else given[0]
         if not file["content"]:  # what a server does to a message that is too long
             raise ValueError(
-                "own picture: nothing arrived; a server may drop files above 10 MB, give a smaller one"
+                "own picture: nothing arrived; a server may drop files above 10 MB, give a "
+                "smaller one"
             )
         image = as_picture(io.BytesIO(bytes(file["content"])))
         self._add(Sight(image, {"caption": "Describe the picture."}, image))
