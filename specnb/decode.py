@@ -47,9 +47,10 @@ def next_block(
     `max_depth` = the most levels that may be drafted. Enumerated outcome by outcome in
     `specnb.exact`: every random choice is made through `draws`.
     """
-    began = time.perf_counter()
+    device = getattr(getattr(target, "model", None), "device", None)
+    began = _now(device)
     tree = drafting.propose(draws, max_depth)
-    drafted = time.perf_counter()
+    drafted = _now(device)
     scores = target.forward(tree.tokens, tree.parents)
     target_probs = law_of(target, sampling, torch.cat([scores.root[None], scores.nodes]))
     outcome = verify(tree, target_probs[0], target_probs[1:], draws, eos_ids)
@@ -57,11 +58,18 @@ def next_block(
     if outcome.token is not None:
         emitted.append(outcome.token)
     target.commit(emitted)
-    verified = time.perf_counter()
+    verified = _now(device)
     drafting.commit(emitted, len(outcome.path))
-    done = time.perf_counter()
+    done = _now(device)
     draft_s = (drafted - began) + (done - verified)
     return Block(tree, target_probs, outcome, tuple(emitted), draft_s, verified - drafted)
+
+
+def _now(device: torch.device | None) -> float:
+    """The time in seconds, when a GPU has done all that it was asked for."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class Decoding:
@@ -88,10 +96,11 @@ class Decoding:
         max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1)
         seed = arguments.seed("seed", seed)
         prompt, image = _asked(pair.target, prompt, image)
-        began = time.perf_counter()
+        device = getattr(pair.target, "device", None)
+        began = _now(device)
         self.target = pair.target.open(prompt, image)
         self.drafting = drafter.start(pair, prompt, image, draft_sampling or sampling)
-        self.prefill_s = time.perf_counter() - began
+        self.prefill_s = _now(device) - began
         self.pair, self.prompt, self.image = pair, prompt, image
         self.drafter, self.sampling = drafter, sampling
         self.draft_sampling = draft_sampling or sampling
@@ -143,14 +152,15 @@ class Decoding:
             raise ValueError(
                 f"token_id={token_id}: give an id from 0 to {self.pair.target.vocab_size - 1}"
             )
-        began = time.perf_counter()
+        device = getattr(self.pair.target, "device", None)
+        began = _now(device)
         target_probs = law_of(self.target, self.sampling, self.target.forward().root[None])
         self.target.commit([token_id])
-        verified = time.perf_counter()
+        verified = _now(device)
         self.drafting.commit([token_id], 0)
         tree = empty_tree(0, "forced")
         outcome = Outcome((), token_id, "forced", target_probs[0], ())
-        after_s = time.perf_counter() - verified
+        after_s = _now(device) - verified
         return self._goes_on(
             Block(tree, target_probs, outcome, (token_id,), after_s, verified - began)
         )

@@ -20,7 +20,7 @@ from specnb.files import json_rows, need_repository, write_whole
 from specnb.models import machine
 
 PROMPT_KEYS = ("prompt", "image", "task")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 MOST_THREADS = 1024
 
 
@@ -32,9 +32,9 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
 
     `renderer` is plotly's; "auto" takes PLOTLY_RENDERER where it is set, "colab" on Colab and
     "plotly_mimetype" elsewhere. `threads` for torch, and `dtype` for models that are loaded with
-    dtype="auto" on a CPU: "auto" takes what is fastest on this machine, which is measured once (2
+    dtype="auto"; on a CPU "auto" takes what is fastest on this machine, which is measured once (2
     seconds) and remembered; never more threads than OMP_NUM_THREADS says or the process may use.
-    With a GPU, models keep the format they were saved in. May be called again at any time.
+    With a GPU, "auto" is the format that models were saved in. May be called again at any time.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -53,13 +53,17 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     fastest = machine.choice() if "auto" in (threads, dtype) and not gpu else None
     automatic = fastest.threads if fastest else machine.cores()
     torch.set_num_threads(automatic if threads == "auto" else threads)
-    if not gpu:
+    if gpu:
+        machine.set_dtype(dtype, "cuda")
+    else:
         machine.set_dtype(fastest.dtype if dtype == "auto" else dtype)
     versions = {"specnb": _version("specnb"), "Python": platform.python_version()}
     versions |= {name: _version(name) for name in ("torch", "transformers")}
     n = torch.get_num_threads()
     words = [" ".join(pair) for pair in versions.items()]
-    words += ["device cuda" if gpu else f"device cpu, {machine.dtype()}"]
+    kind = machine.dtype("cuda") if gpu else machine.dtype()
+    kind = "as saved" if kind == "auto" else kind
+    words += [f"device {'cuda' if gpu else 'cpu'}, {kind}"]
     print(" · ".join([*words, f"{n} thread{'s' if n > 1 else ''}"]))
 
 

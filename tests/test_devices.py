@@ -78,3 +78,101 @@ def test_rows_of_prompt_lookup_are_moved_once_per_block(monkeypatch, unchecked):
     monkeypatch.setattr(decode, "verify", unmoved)
     with FakeCard(), pytest.raises(RuntimeError, match="same device"):
         decoded(sn.PromptLookup(), on_card, 1.0)
+
+
+# ----------------------------------------------------------- what needs a GPU, by stand-ins for it
+
+
+def test_times_wait_for_the_card(monkeypatch):
+    """Otherwise a prefill would end in the seconds of the first block."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    card = torch.device("cuda", 0)
+    assert sn.decode._now(torch.device("cpu")) <= sn.decode._now(None) and not waited
+    sn.decode._now(card)
+    assert waited == [card]
+
+
+def test_every_time_of_a_run_is_taken_on_the_targets_device(monkeypatch):
+    asked = []
+    now = sn.decode._now
+    monkeypatch.setattr(sn.decode, "_now", lambda device: asked.append(device) or now(device))
+    pair = sn.load_pair()
+    decoding = sn.decode.Decoding(pair, "Describe the picture.", drafter=sn.Chain(2))
+    decoding.step()
+    decoding.force(5)
+    assert asked == [torch.device("cpu")] * (2 + 4 + 3)
+
+
+def test_setup_holds_on_a_card(monkeypatch, capsys):
+    from specnb.models import machine
+
+    monkeypatch.setattr(machine, "_dtype", dict(machine._dtype))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    sn.setup(threads=1, dtype="float16")
+    assert machine.dtype("cuda") == "float16" and "device cuda, float16" in capsys.readouterr().out
+    sn.setup(threads=1)
+    assert machine.dtype("cuda") == "auto" and "device cuda, as saved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("has", "wanted"), [(True, "auto"), (False, "float16")])
+def test_a_card_without_bfloat16(tmp_path, monkeypatch, has, wanted):
+    """A T4 would emulate the format that the weights were saved in."""
+    import builders
+
+    from specnb.models import hf
+
+    class Stop(Exception):
+        pass
+
+    def weights(transformers, folder, plan, settings):
+        raise Stop(settings["dtype"], settings.get("device_map"))
+
+    folder = builders.llama(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(path.read_text().replace('"float32"', '"bfloat16"'))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    monkeypatch.setattr(hf, "_weights", weights)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    with pytest.raises(Stop) as stopped:
+        sn.load_model(folder, certify=False)
+    assert stopped.value.args == (wanted, {"": "cuda"})  # straight there, not through the CPU
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_what_transformers_is_asked_for_quantised_weights(monkeypatch, bits):
+    import transformers
+
+    from specnb.models import hf
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    placed = hf._placement(transformers, "cuda", "", bits)
+    assert placed["device_map"] == {"": "cuda"}
+    asked = placed["quantization_config"]
+    assert (asked.load_in_4bit, asked.load_in_8bit) == (bits == "4bit", bits == "8bit")
+    assert hf._placement(transformers, "cuda", "auto", "")["device_map"] == "auto"
+    assert hf._placement(transformers, "cpu", "", "") == {}
+
+
+def test_packed_numbers_are_counted_as_they_were():
+    from specnb.models import hf
+
+    packed = torch.nn.Parameter(torch.zeros(32, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = type("State", (), {"shape": (8, 8)})
+    assert hf._numbers(packed) == 64 and hf._numbers(torch.zeros(3, 4)) == 12
+
+
+def test_what_stays_off_the_lean_runtime(tmp_path):
+    import builders
+
+    from specnb.models.llama import why_not
+
+    module = sn.load_model(builders.llama(tmp_path / "m"), "cpu").module
+    assert why_not(module) == ""
+    module.is_quantized = True
+    assert why_not(module) == "quantised weights"
+    module.is_quantized, module.hf_device_map = False, {"a": 0, "b": 1}
+    assert why_not(module) == "weights on several devices"
+    del module.hf_device_map
+    assert why_not(module.half()) == "dtype float16"

@@ -137,6 +137,10 @@ def _device(device: str, device_map: Any) -> str:
     return device
 
 
+def _has_bfloat16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _load(
     transformers, folder, device, kind, runtime, device_map, quantization, certify
 ) -> HFModel:
@@ -144,6 +148,9 @@ def _load(
     common = {"trust_remote_code": False, "local_files_only": local}
     config = _config(transformers, folder, common)
     folders.check_quantization(config)
+    if kind == "auto" and device.startswith("cuda") and not _has_bfloat16():
+        if getattr(config, "dtype", None) == torch.bfloat16:  # there it is emulated, and slow
+            kind = "float16"
     placed = _placement(transformers, device, device_map, quantization)
     plan = gate.judge(config, folder)
     tokenizer, processor = _speakers(transformers, folder, plan, common)
