@@ -25,6 +25,7 @@ from specnb import live, studio
 from specnb.live import MODES, VIEWS, Workbench, growth, pictures, sliders
 from specnb.live.lacks import NO_DRAFT, NO_EYES, NO_RATIO
 from specnb.live.methods import MethodControls
+from specnb.live.page import Page
 from specnb.models.base import Context
 from specnb.studio import LOOKUP, METHODS, OWN, Method, Question, Studio, Walk, shape_of
 
@@ -1009,6 +1010,55 @@ def test_what_was_slow_may_become_quick():
         return panel
 
     assert_followed(asyncio.run(move()), seed=2)
+
+
+class Clock:
+    """Time that passes only where it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now_s, self.drawn_s = 0.0, []
+        monkeypatch.setattr(growth, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
+
+    def steps(self, n: int, left_s: float, drawing_s: float = 0.0):
+        """Steps of 0.1 s, after each of which `left_s` are said to be left."""
+
+        def draw():
+            self.drawn_s.append(self.now_s)
+            self.now_s += drawing_s
+
+        for _ in range(n):
+            self.now_s += 0.1
+            yield growth.Progress("", left_s, draw)
+
+
+def test_a_slow_start_does_not_make_a_quick_pair_slow(monkeypatch):
+    """What is done at once in its turn is so again after work that was not."""
+    clock, left_open = Clock(monkeypatch), []
+
+    async def start():
+        work = growth.Work(Page(), lambda: "asked")
+        quick, long = (10, 0.4), (12, 5.0)
+        for n, left_s in (quick, long, quick, quick):
+            clock.drawn_s.clear()
+            work.start(clock.steps(n, left_s))
+            left_open.append(work.under_way)
+            await until(lambda: not work.under_way)
+
+    asyncio.run(start())
+    assert left_open == [False, True, True, False] and clock.drawn_s == []
+
+
+def test_pictures_take_a_fifth_of_the_time(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    async def start():
+        work = growth.Work(Page(), lambda: "asked")
+        work.start(clock.steps(200, 20.0, drawing_s=0.5))
+        await until(lambda: not work.under_way)
+
+    asyncio.run(start())
+    drawing_s, all_s = 0.5 * len(clock.drawn_s), clock.now_s
+    assert 0.15 * all_s < drawing_s <= 0.2 * all_s + 0.5
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ OTHERS = ("figures", "time", "tree", "laws")
 WATCH = """() => {
   const state = name => {
     const view = document.querySelector(`.snb-workbench [data-view="${name}"]`);
-    return view && view.dataset.state;
+    return view && !view.dataset.state.includes("so_far") && view.dataset.state;
   };
   window.__watch = {};
   document.addEventListener('keydown', () => {

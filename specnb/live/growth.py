@@ -16,7 +16,7 @@ from typing import NamedTuple
 from specnb.decode import Decoding
 from specnb.live.page import Page
 
-PATIENCE_S = 0.5  # how long a reader waits for a finished run, and no longer than that
+PATIENCE_S = 0.5  # after which a run is shown half done, if as much is still to come
 REDRAW_S = 1 / 8  # between two pictures of a run under way, at least
 DRAWING = 0.2  # share of the time that pictures may take
 SLICE_S = 0.03  # of work between two looks at the kernel's messages; one block at least
@@ -66,7 +66,7 @@ class Work:
         self._steps: Iterator[Progress] | None = None  # under way
         self._lock = threading.RLock()  # JupyterLab may bring a move on another thread
         self._began_s = self._redraw_s = 0.0  # on the clock of `time.perf_counter`
-        self._slow = False  # as the work before was
+        self._slow = self._long = False  # the work before; this one so far
 
     @property
     def under_way(self) -> bool:
@@ -78,15 +78,14 @@ class Work:
         what fails later is shown in the page."""
         self._steps, loop = steps, _loop()
         with self._lock:
-            self._began_s, self._redraw_s = time.perf_counter(), 0.0
+            self._began_s, self._redraw_s, self._long = time.perf_counter(), 0.0, False
             # After slow work not even the prompt is read before the next message: of several
             # moves in a row, the last one alone is worked for.
             while not (self._slow and loop):
                 at = self._next(steps)
                 if at is None:
                     return
-                waited_s = time.perf_counter() - self._began_s
-                if loop and min(waited_s, at.left_s) > PATIENCE_S:
+                if loop and self._long:
                     self._draw(at)
                     break
             self._slow = True
@@ -117,10 +116,12 @@ class Work:
                 return None  # nobody asks for it any more
             self.stop()
             raise
-        if at is None and self._steps is steps:
+        if at is not None:
+            waited_s = time.perf_counter() - self._began_s
+            self._long |= min(waited_s, at.left_s) > PATIENCE_S
+        elif self._steps is steps:
             self.stop()
-            long = time.perf_counter() - self._began_s > PATIENCE_S
-            self._slow = long and self._redraw_s > 0  # it had to be shown half done
+            self._slow = self._long
         return at
 
     def _go_on(self, loop: asyncio.AbstractEventLoop, steps: Iterator[Progress]) -> None:
