@@ -29,7 +29,7 @@ SMALL = 4_000_000  # parameters; such matrices gain nothing from bfloat16
 # Tensors that older files hold and that are made anew: masks, rotary tables, counters.
 BUFFERS = re.compile(
     r"(inv_freq|masked_bias|position_ids|num_batches_tracked|attn\.bias|attention\.bias"
-    r"|cos_cached|sin_cached|relative_position_index|lm_head\.weight)$"
+    r"|cos_cached|sin_cached|relative_position_index)$"
 )
 # What `generate` follows in a generation config and this package does not, with what does nothing.
 NOT_FOLLOWED = {
