@@ -114,7 +114,7 @@ class RunConfig:
         from specnb.sampling import Sampling
         from specnb.scenes import TASKS
 
-        object.__setattr__(self, "target", smollm2.named(self.target))
+        smollm2.named(self.target)  # refuses what is not made; rows keep the name, not the path
         for name in ("target", "draft", "prompts"):
             object.__setattr__(self, name, _resolved(getattr(self, name)))
         for name in ("draft_length", "n_prompts"):
@@ -126,7 +126,7 @@ class RunConfig:
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r}: choose one of {', '.join(TASKS)}")
         for folder in (self.target, self.draft):
-            if folder:
+            if folder and folder != smollm2.NAME:
                 folders.check_folder(folder)
         if self.prompts and not Path(self.prompts).is_file():
             raise ValueError(f"prompts={self.prompts!r}: there is no such file; give a JSONL file")

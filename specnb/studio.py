@@ -46,7 +46,7 @@ def methods_for(pair: Pair) -> tuple[str, ...]:
 def shape_of(branching: str) -> tuple[int, ...]:
     """The children per level of a text such as "3,2,1"."""
     parts = [part.strip() for part in branching.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(
             f"branching={branching!r}: give whole numbers >= 1 with commas, as in 3,2,1"
         )

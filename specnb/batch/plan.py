@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specnb import arguments
+from specnb import arguments, smollm2
 from specnb.arguments import shown
 from specnb.batch import yaml_files
 from specnb.files import REPOSITORY as ROOT
@@ -271,6 +271,8 @@ def _data() -> str:
 
 def _held(name: str, value: Any) -> Any:
     """A parameter as part of an id: a path stands for what lies there."""
+    if name == "target":
+        value = smollm2.named(value)
     if name not in PATHS or not isinstance(value, str) or not value or not Path(value).exists():
         return value
     return _content(value, name == "prompts")

@@ -47,7 +47,7 @@ def set_dtype(name: str, device: str = "cpu") -> None:
 def cores() -> int:
     """OMP_NUM_THREADS, else what the process may use: affinity and the container's quota."""
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if asked.isdigit() and int(asked) > 0:
+    if asked.isdecimal() and int(asked) > 0:
         return int(asked)
     found = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -55,7 +55,7 @@ def cores() -> int:
     quota = Path("/sys/fs/cgroup/cpu.max")  # a container on a large machine may hold two cores
     if quota.is_file():
         allowed, _, period = quota.read_text(encoding="ascii").strip().partition(" ")
-        if allowed.isdigit():
+        if allowed.isdecimal():
             found = min(found, math.ceil(int(allowed) / int(period)))
     return max(1, found)
 
