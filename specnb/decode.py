@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specnb import arguments
 from specnb.drafters import Chain, Drafter, Drafting, NoDraft, law_of
+from specnb.methods import label_of
 from specnb.models.base import Context, Model, Pair
 from specnb.record import BlockRow, Record, TokenRow
 from specnb.sampling import Draws, Sampling
@@ -112,7 +113,7 @@ class Decoding:
         self.n_emitted = 0
         self.finish: str | None = None
         self.settings = {
-            "drafter": repr(drafter),
+            "drafter": label_of(drafter),
             "sampling": repr(sampling),
             "draft_sampling": repr(self.draft_sampling),
             "max_new_tokens": max_new_tokens,

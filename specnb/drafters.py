@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from specnb.arguments import shown, whole, wholes
+from specnb.arguments import shown
+from specnb.knobs import CHOICE, knob, settle
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.sampling import Draws, NoNumbers, Sampling
-from specnb.stopping import FixedLength, StoppingRule
+from specnb.stopping import FixedLength, StoppingRule, is_rule
 from specnb.tree import DraftTree, empty_tree
 
 
@@ -91,8 +92,9 @@ class _Tree:
     branches = True  # whether a node may get two children: not every model can score that
 
     def __post_init__(self):
-        if isinstance(self.stop, type) or not isinstance(self.stop, StoppingRule):
+        if not is_rule(self.stop):
             raise ValueError(f"stop={shown(self.stop)}: give a stopping rule, as in AdaEDL(0.5)")
+        settle(self)
 
     def expand(self, level: Level, draws: Draws) -> Iterable[Drawn]:
         """The children of a level, those of one node in draw order."""
@@ -217,13 +219,9 @@ def law_of(context: Context, sampling: Sampling, logits: Tensor) -> Tensor:
 class Chain(_Tree):
     """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192)."""
 
-    draft_length: int = 5
+    draft_length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
 
     branches = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        _set_whole(self, "draft_length")
 
     @property
     def depth(self) -> int:
@@ -237,13 +235,7 @@ class Chain(_Tree):
 class _Branching(_Tree):
     """`branching[l]` children for every node of level l; (1, 1, 1) is a chain of three."""
 
-    branching: tuple[int, ...] = (2, 2, 1)
-
-    def __post_init__(self):
-        super().__post_init__()
-        remedy = "give one number of children per level, as in (2, 2, 1)"
-        branching = wholes("branching", self.branching, 1, remedy)
-        object.__setattr__(self, "branching", branching)
+    branching: tuple[int, ...] = knob((2, 2, 1), least=1, words="children per node, by level")
 
     @property
     def branches(self) -> bool:
@@ -284,12 +276,8 @@ class StochasticBeam(_Tree):
     replacement, in descending order.
     """
 
-    width: int = 3
-    depth: int = 4
-
-    def __post_init__(self):
-        super().__post_init__()
-        _set_whole(self, "width", "depth")
+    width: int = knob(3, least=1, upto=8, words="paths that live on")
+    depth: int = knob(4, least=1, upto=16, words="levels of the tree")
 
     @property
     def branches(self) -> bool:
@@ -346,12 +334,9 @@ class IIDTree(_Branching):
     (K, 1, ..., 1) is SpecTr's K paths (2310.15141).
     """
 
-    verify: str = "recursive"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.verify not in ("recursive", "kseq"):
-            raise ValueError(f"verify={self.verify!r}: choose 'recursive' or 'kseq'")
+    verify: str = knob(
+        "recursive", kind=CHOICE, choices=("recursive", "kseq"), kw_only=True, words="the rule"
+    )
 
     @property
     def rule(self) -> str:
@@ -397,11 +382,11 @@ class PromptLookup:
     they are verified against one-hot laws. Summaries and answers that quote gain most.
     """
 
-    ngram: int = 3
-    length: int = 5
+    ngram: int = knob(3, least=1, upto=8, words="tokens that are looked for")
+    length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
 
     def __post_init__(self):
-        _set_whole(self, "ngram", "length")
+        settle(self)
 
     def start(self, pair: Pair, prompt, image, sampling) -> PromptLookupDrafting:
         return PromptLookupDrafting(self, pair.target, prompt)
@@ -439,9 +424,3 @@ class PromptLookupDrafting:
 
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
         self.text += token_ids
-
-
-def _set_whole(settings: Any, *names: str) -> None:
-    """Stores these fields of a frozen drafter as whole numbers >= 1."""
-    for name in names:
-        object.__setattr__(settings, name, whole(name, getattr(settings, name), 1))

@@ -102,5 +102,5 @@ def tune(pair: Pair, items: Sequence[Any], *, sampling: Sampling) -> tuning.Tuni
 
 
 def _ms_per_token(runs: Sequence[Record]) -> float:
-    seconds = sum(block.draft_s + block.verify_s for run in runs for block in run.blocks)
+    seconds = sum(run.seconds for run in runs)
     return 1e3 * seconds / sum(len(run.token_ids) for run in runs)

@@ -386,44 +386,43 @@ def measure(
     `methods` maps a name, or (name, nodes per target call), to a drafter. Nothing is measured
     where `cfg.out_dir` is empty. Times are without prefill.
     """
-    from specnb.decode import autoregressive, speculative
+    from specnb.drafters import NoDraft
+    from specnb.measure import in_turns
     from specnb.sampling import Sampling
 
     if not cfg.out_dir:
         return []
     drafts = Sampling(getattr(cfg, "draft_temperature", cfg.temperature), top_p=cfg.top_p)
+    plain = object()  # a name that no method has
+    rows = in_turns(
+        pair,
+        items,
+        {plain: NoDraft(), **methods},
+        cfg.sampling,
+        seeds=(cfg.seed,),
+        draft_sampling=drafts,
+    )
     found = []
     for number, item in enumerate(items):
-        image = item.image if pair.target.sees_images else None
-        seed = (cfg.seed + number) % (arguments.SEED_MOST + 1)
-        common = {"sampling": cfg.sampling, "max_new_tokens": 64, "seed": seed}
-        names = list(methods)
-        turn = number % len(names)
-        plain = autoregressive(pair.target, item.prompt, image, **common)
-        for name in names[turn:] + names[:turn]:  # nobody is always the first
-            run = speculative(
-                pair, item.prompt, image, drafter=methods[name], draft_sampling=drafts, **common
-            )
+        alone = rows[plain][number]
+        for name in methods:
             method, budget = name if isinstance(name, tuple) else (name, None)
+            row = rows[name][number]
             counted = {
                 "task": getattr(item, "task", cfg.task),
                 "method": method,
                 "budget": budget,
                 "prompt": number,
-                "tokens": len(run.token_ids),
-                "target_calls": len(run.blocks),
-                "drafted": sum(block.n_drafted for block in run.blocks),
-                "accepted": sum(block.n_accepted for block in run.blocks),
-                "seconds": _seconds(run),
-                "plain_seconds": _seconds(plain),
-                "plain_tokens": len(plain.token_ids),
+                "tokens": row.tokens,
+                "target_calls": row.calls,
+                "drafted": row.drafted,
+                "accepted": row.accepted,
+                "seconds": row.seconds,
+                "plain_seconds": alone.seconds,
+                "plain_tokens": alone.tokens,
             }
             found.append(counted)
     return found
-
-
-def _seconds(run: Any) -> float:
-    return sum(block.draft_s + block.verify_s for block in run.blocks)
 
 
 # ------------------------------------------------------------------------------------- results

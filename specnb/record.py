@@ -62,7 +62,6 @@ class Metrics:
     target_budget: float | None
     tokens_per_second: float | None
     prefill_s: float
-    cost_speedup: float | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)
     token_texts: Mapping[int, str] = field(default_factory=dict)  # of every id in a top-five list
     parameter_ratio: float | None = None  # drafter / target language model
-    plain_step_s: float | None = None  # mean one-token step of an interleaved plain run
 
     @cached_property
     def emitted(self) -> tuple[TokenRow, ...]:
@@ -86,9 +84,14 @@ class Record:
         return tuple(row for row in self.tokens if row.verdict in EMITTED)
 
     @property
+    def seconds(self) -> float:
+        """The time of all blocks, without prefill."""
+        return sum(block.draft_s + block.verify_s for block in self.blocks)
+
+    @property
     def metrics(self) -> Metrics:
         """The figures of this run, each by the function of its name in this module."""
-        seconds = sum(block.draft_s + block.verify_s for block in self.blocks)
+        seconds = self.seconds
         return Metrics(
             n_tokens=len(self.token_ids),
             n_target_calls=len(self.blocks),
@@ -100,7 +103,6 @@ class Record:
             target_budget=fmean(b.n_drafted for b in self.blocks) if self.blocks else None,
             tokens_per_second=len(self.token_ids) / seconds if seconds > 0 else None,
             prefill_s=self.prefill_s,
-            cost_speedup=cost_speedup(self),
         )
 
     def to_json(self) -> str:
@@ -171,11 +173,3 @@ def mbsu(record: Record) -> float | None:
 
     forwards = fmean(block.draft_forwards for block in record.blocks)
     return theory.mbsu(block_efficiency(record), forwards, record.parameter_ratio)
-
-
-def cost_speedup(record: Record) -> float | None:
-    """Emitted tokens * plain step / time of all blocks: measured speed-up without prefill."""
-    seconds = sum(block.draft_s + block.verify_s for block in record.blocks)
-    if record.plain_step_s is None or seconds <= 0:
-        return None
-    return len(record.token_ids) * record.plain_step_s / seconds

@@ -5,15 +5,16 @@ A rule must not see the drawn token: a token dropped because of itself would cha
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from specnb.arguments import flag, number
+from specnb.knobs import CHOICE, knob, settle
 
 HIGHEST = 0.95  # of an adaptive threshold
 
@@ -42,6 +43,14 @@ class StoppingRule(Protocol):
 
     def start(self) -> RuleState:
         """A fresh state."""
+
+
+def is_rule(value: Any) -> bool:
+    """Whether this is a stopping rule, and not a class of one, nor a drafter, whose `start` takes
+    a pair and a prompt."""
+    if isinstance(value, type) or not isinstance(value, StoppingRule):
+        return False
+    return not inspect.signature(value.start).parameters
 
 
 @dataclass(frozen=True)
@@ -76,25 +85,15 @@ class _Adaptive:
     0, too; "adjusted" scores the law that the token is drawn from.
     """
 
-    adaptive: bool = True
-    alpha: float = 0.9
-    beta1: float = 0.5
-    beta2: float = 0.9
-    epsilon: float = 0.01
-    signal: str = "raw"
+    adaptive: bool = knob(True, words="whether the threshold moves")
+    alpha: float = knob(0.9, least=0, most=1, words="acceptance rate aimed at")
+    beta1: float = knob(0.5, least=0, most=1, words="inertia of the running rate")
+    beta2: float = knob(0.9, least=0, most=1, words="inertia of the threshold")
+    epsilon: float = knob(0.01, least=0, upto=0.1, step=0.005, words="size of a move")
+    signal: str = knob("raw", kind=CHOICE, choices=("raw", "adjusted"), words="what is scored")
 
     def __post_init__(self):
-        if self.signal not in ("raw", "adjusted"):
-            raise ValueError(f"signal={self.signal!r}: choose 'raw' or 'adjusted'")
-        checked = {
-            "adaptive": flag("adaptive", self.adaptive),
-            "threshold": number("threshold", self.threshold, finite=False),
-            "epsilon": number("epsilon", self.epsilon, 0),
-        }
-        for name in ("alpha", "beta1", "beta2"):
-            checked[name] = number(name, getattr(self, name), 0, 1)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        settle(self)
 
     def score(self, probs: Tensor) -> float:
         """What is held against the threshold; at most 1."""
@@ -108,7 +107,7 @@ class _Adaptive:
 class MaxConfidence(_Adaptive):
     """Stops where the most probable token has less than `threshold` (the paper's baseline)."""
 
-    threshold: float = 0.4
+    threshold: float = knob(0.4, finite=False, upto=1, step=0.05, words="stops below it")
 
     def score(self, probs: Tensor) -> float:
         return float(probs.max())
@@ -123,13 +122,8 @@ class AdaEDL(_Adaptive):
     (1 + 2 * entropy_factor) * H: a guess, and the notebook shows how good a one.
     """
 
-    threshold: float = 0.4
-    entropy_factor: float = field(default=0.2, kw_only=True)
-
-    def __post_init__(self):
-        super().__post_init__()
-        factor = number("entropy_factor", self.entropy_factor, 0)
-        object.__setattr__(self, "entropy_factor", factor)
+    threshold: float = knob(0.4, finite=False, upto=1, step=0.05, words="stops below it")
+    entropy_factor: float = knob(0.2, least=0, upto=1, kw_only=True, words="weight of the entropy")
 
     def score(self, probs: Tensor) -> float:
         return entropy_bound(float(torch.special.entr(probs).sum()), self.entropy_factor)

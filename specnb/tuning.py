@@ -19,6 +19,7 @@ from torch import Tensor
 
 from specnb.decode import autoregressive, speculative
 from specnb.drafters import Chain, Drafter, GumbelTopK, StochasticBeam, TopKTree
+from specnb.methods import name_of
 from specnb.models.base import Pair
 from specnb.record import Record
 from specnb.sampling import Sampling
@@ -57,11 +58,11 @@ class Tuning:
         import pandas as pd
 
         columns = ["drafter", "block efficiency", "ms per token", "predicted speed-up"]
-        return pd.DataFrame([(_name(c[0]), *c[1:]) for c in self.candidates], columns=columns)
+        return pd.DataFrame([(name_of(c[0]), *c[1:]) for c in self.candidates], columns=columns)
 
     def __repr__(self) -> str:
         return (
-            f"{_name(self.drafter)}: predicted {self.predicted:.2f} times, measured "
+            f"{name_of(self.drafter)}: predicted {self.predicted:.2f} times, measured "
             f"{self.measured:.2f} times as fast as plain decoding"
         )
 
@@ -193,7 +194,7 @@ def _along(pair: Pair, prompt: Any, image: Any, run: Record) -> Tensor:
 
 def _ms_per_token(runs: Iterable[Record]) -> float:
     runs = list(runs)
-    seconds = sum(b.draft_s + b.verify_s for run in runs for b in run.blocks)
+    seconds = sum(run.seconds for run in runs)
     return 1e3 * seconds / sum(len(run.token_ids) for run in runs)
 
 
@@ -219,7 +220,3 @@ def _draft_cost(runs: Iterable[Record]) -> tuple[float, float]:
     weights = np.sqrt([len(took[count]) for count in counts])
     slope, base = np.polyfit(counts, middles, 1, w=weights)
     return float(base), float(slope)
-
-
-def _name(drafter: Drafter) -> str:
-    return repr(drafter).replace("stop=FixedLength(), ", "")

@@ -82,7 +82,7 @@ def test_a_model_drafting_for_itself_gives_full_blocks():
 def test_default_drafter_and_sampling():
     target, draft = models(5, seed=3)
     run = speculative(Pair(target, draft), [0], max_new_tokens=9)
-    assert run.settings["drafter"] == repr(Chain(5)) and run.settings["sampling"] == repr(GREEDY)
+    assert run.settings["drafter"] == "Chain(5)" and run.settings["sampling"] == repr(GREEDY)
     assert run.token_ids == autoregressive(target, [0], max_new_tokens=9).token_ids
 
 

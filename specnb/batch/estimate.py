@@ -7,40 +7,55 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from specnb.measure.stats import by_prompt, ends, how_often
+
 if TYPE_CHECKING:
     import pandas as pd
 
-DRAWS = 2000
 SUMS = ["tokens", "target_calls", "seconds", "plain_seconds", "plain_tokens"]
-PROMPT = ("param.prompts", "task", "seed", "prompt")  # what a prompt under a seed is known by
+FILE = "param.prompts"
 
 
 def estimates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Block efficiency and speed-up per group, each with its 95 % interval; one line per group.
 
     Both are ratios of sums over the group's measurements: tokens / target calls, and plain
-    decoding's time per token / the method's. Intervals come from 2,000 bootstrap draws of prompts
-    (one under one seed, with all that was measured on it), `n` of them. ValueError where the table
-    lacks a column.
+    decoding's time per token / the method's. Intervals come from 2,000 bootstrap draws of prompts,
+    `n` of them, each with all that was measured on it: every seed and temperature. ValueError where
+    the table lacks a column.
     """
     import pandas as pd
 
     missing = [name for name in (*by, *SUMS) if name not in table]
     if missing:
         raise ValueError(f"by={list(by)}: the table has no column {missing[0]!r}")
-    prompt = [name for name in PROMPT if name in table]
     lines = []
     for key, group in table.dropna(subset=["tokens"]).groupby(list(by), dropna=False):
-        each = group.groupby(prompt, dropna=False)[SUMS].sum() if prompt else group[SUMS]
-        sums, n = each.to_numpy(float), len(each)
-        line = dict(zip(by, key, strict=True)) | {"n": n}
-        often = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)
+        sums = by_prompt(_prompts(group), group[SUMS].to_numpy(float))
+        line = dict(zip(by, key, strict=True)) | {"n": len(sums)}
+        often = how_often(len(sums))
         for name, ratio in (("block_efficiency", _efficiency), ("speedup", _speedup)):
-            low, high = np.percentile(ratio(often @ sums), [2.5, 97.5])
+            low, high = ends(ratio(often @ sums))
             value = float(ratio(sums.sum(0)[None])[0])
-            line |= {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+            line |= {name: value, f"{name}_low": low, f"{name}_high": high}
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _prompts(group: pd.DataFrame) -> list[tuple]:
+    """What the prompt of each line is known by.
+
+    The built-in tasks make their prompts by the seed; a file has the same ones for every seed.
+    """
+    columns = ("task", "seed", "prompt")
+    lines = group.reindex(columns=[FILE, *columns]).astype(object)
+    lines = lines.where(lines.notna(), None)
+    if not lines["prompt"].notna().any():
+        return [(number,) for number in range(len(group))]
+    return [
+        (file, task, None if file else seed, prompt)
+        for file, task, seed, prompt in lines.itertuples(index=False)
+    ]
 
 
 def _efficiency(sums: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import specnb as sn
-from specnb.bench.exactness import _chi_square, _second_law, _tail
+from specnb.bench.exactness import chi_square, second_law, tail
 from specnb.bench.families import FAMILIES, Family, drafter_of
 from specnb.decode import next_block
 from specnb.scenes import random_scene, render
@@ -376,7 +376,7 @@ def second_token_p_value(pair, image: Any, runs: int) -> float:
     sampling = sn.Sampling(1.0, top_k=12)
     context = pair.target.open(PROMPT, image)
     drafting = sn.Chain(2).start(pair, PROMPT, image, sampling)
-    law = _second_law(context, sampling)
+    law = second_law(context, sampling)
     drafting.context.forward()
     counts: Counter = Counter()
     draws = sn.Draws(11)
@@ -386,7 +386,7 @@ def second_token_p_value(pair, image: Any, runs: int) -> float:
         while len(text) < 2:
             text += next_block(fork, draft_fork, sampling, draws, 8).token_ids
         counts[text[1]] += 1
-    return _tail(*_chi_square(counts, law, runs))
+    return tail(*chi_square(counts, law, runs))
 
 
 # ----------------------------------------------------------------------------------------- tables

@@ -7,9 +7,9 @@ the weights and the code that they were measured on.
 from __future__ import annotations
 
 import copy
-import json
 from collections import Counter
 from contextlib import contextmanager
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -17,8 +17,10 @@ from tqdm.auto import tqdm
 
 import specnb as sn
 from specnb import exact
-from specnb.bench.paired import KEPT, fingerprint
+from specnb.bench import KEPT
 from specnb.decode import next_block
+from specnb.measure import RowCache
+from specnb.measure.rows import Setting, method_key, models_of, prompt_key
 from specnb.models import TableModel
 from specnb.scenes import TASKS, examples
 
@@ -78,43 +80,45 @@ def beam(n: int, seed: int = 0) -> dict:
     }
 
 
+class Greedy(NamedTuple):
+    """One prompt, decoded greedily three times."""
+
+    plain: bool  # equal to plain decoding
+    generate: bool  # equal to transformers' generate
+    tokens: int
+    calls: int
+
+
 def greedy(pair: sn.Pair, n: int) -> dict:
     """Speculative, plain, and transformers' `generate`, token for token, on n prompts per task."""
-    kept = KEPT / f"exactness-{fingerprint(pair)}.jsonl"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    done = {(row["task"], row["index"]) for row in rows}
+    kept = RowCache(KEPT / "exactness.jsonl", Greedy)
+    setting = Setting(models_of(pair), sn.Sampling(), None, MAX_NEW_TOKENS)
+    method = method_key(sn.Chain())
     peer = sn.load_model(pair.target.path, dtype="float32", runtime="transformers")
-    with kept.open("a") as file:
-        for task in TASKS:
-            for index, item in enumerate(tqdm(examples(task, n, 0), desc=f"greedy {task}")):
-                if (task, index) in done:
-                    continue
-                image = item.image if pair.target.sees_images else None
-                run = sn.speculative(pair, item.prompt, image, max_new_tokens=MAX_NEW_TOKENS)
-                plain = sn.autoregressive(
-                    pair.target, item.prompt, image, max_new_tokens=MAX_NEW_TOKENS
-                )
-                theirs = generate(peer, item.prompt, image)
-                rows.append(
-                    {
-                        "task": task,
-                        "index": index,
-                        "plain": run.token_ids == plain.token_ids,
-                        "generate": run.token_ids == theirs,
-                        "tokens": len(run.token_ids),
-                        "calls": len(run.blocks),
-                    }
-                )
-                file.write(json.dumps(rows[-1]) + "\n")
-                file.flush()
-    rows = [row for row in rows if row["index"] < n]
+    rows = []
+    for item in tqdm([item for task in TASKS for item in examples(task, n, 0)], desc="greedy"):
+        image = item.image if pair.target.sees_images else None
+        key = setting.key(*method, prompt_key(item.prompt, image), 0)
+        row = kept.get(key)
+        if row is None:
+            run = sn.speculative(pair, item.prompt, image, max_new_tokens=MAX_NEW_TOKENS)
+            plain = sn.autoregressive(
+                pair.target, item.prompt, image, max_new_tokens=MAX_NEW_TOKENS
+            )
+            row = Greedy(
+                run.token_ids == plain.token_ids,
+                run.token_ids == generate(peer, item.prompt, image),
+                len(run.token_ids),
+                len(run.blocks),
+            )
+            kept.add(key, row)
+        rows.append(row)
     return {
         "prompts": len(rows),
-        "equal_to_plain": sum(row["plain"] for row in rows),
-        "equal_to_generate": sum(row["generate"] for row in rows),
-        "tokens": sum(row["tokens"] for row in rows),
-        "target_calls": sum(row["calls"] for row in rows),
+        "equal_to_plain": sum(row.plain for row in rows),
+        "equal_to_generate": sum(row.generate for row in rows),
+        "tokens": sum(row.tokens for row in rows),
+        "target_calls": sum(row.calls for row in rows),
     }
 
 
@@ -153,7 +157,7 @@ def second_token(pair: sn.Pair, n: int, temperature: float = 1.0, seed: int = 0)
     drafting.commit(forced, 0)
     context.forward()
     drafting.context.forward()
-    expected = _second_law(context, sampling)
+    expected = second_law(context, sampling)
     counts: Counter = Counter()
     draws = sn.Draws(seed)
     for _ in tqdm(range(n), desc="second token", leave=False, mininterval=2):
@@ -162,11 +166,11 @@ def second_token(pair: sn.Pair, n: int, temperature: float = 1.0, seed: int = 0)
         while len(text) < 2:
             text += next_block(fork, draft_fork, sampling, draws, 8).token_ids
         counts[text[1]] += 1
-    statistic, cells = _chi_square(counts, expected, n)
-    return {"runs": n, "chi_square": statistic, "cells": cells, "p_value": _tail(statistic, cells)}
+    statistic, cells = chi_square(counts, expected, n)
+    return {"runs": n, "chi_square": statistic, "cells": cells, "p_value": tail(statistic, cells)}
 
 
-def _second_law(context, sampling) -> torch.Tensor:
+def second_law(context, sampling) -> torch.Tensor:
     """P(second token), summed over every first token that has a probability at all."""
     first = sampling.probs(context.forward().root).double()
     total = torch.zeros_like(first)
@@ -177,7 +181,7 @@ def _second_law(context, sampling) -> torch.Tensor:
     return total / total.sum()
 
 
-def _chi_square(counts: Counter, law: torch.Tensor, n: int) -> tuple[float, int]:
+def chi_square(counts: Counter, law: torch.Tensor, n: int) -> tuple[float, int]:
     """Pearson's statistic and its number of cells; small cells are pooled into one."""
     expected = law * n
     large = [i for i in range(len(law)) if expected[i] >= 5]
@@ -191,7 +195,7 @@ def _chi_square(counts: Counter, law: torch.Tensor, n: int) -> tuple[float, int]
     return sum((seen - wanted) ** 2 / wanted for seen, wanted in cells), len(cells)
 
 
-def _tail(statistic: float, cells: int) -> float:
+def tail(statistic: float, cells: int) -> float:
     """P(chi-square with cells - 1 degrees of freedom > statistic)."""
     half = torch.tensor([(cells - 1) / 2, statistic / 2], dtype=torch.float64)
     return float(torch.special.gammaincc(half[0], half[1]))

@@ -10,21 +10,13 @@ import torch
 from tqdm.auto import tqdm
 
 import specnb as sn
+from specnb.measure import interval
 from specnb.scenes import TASKS, Example, attribute_of, blank, examples, is_right, score
 from specnb.scenes.world import COLOURS, KINDS
 
 UNSEEN_SEED = 7  # scenes for the quality of the target; the evaluation sets are seed 0
 ATTRIBUTES = ("place", "colour", "kind", "size", "count", "parsed")
 BARS = {"place": 0.95, "colour": 0.95, "kind": 0.90, "size": 0.95, "count": 0.97, "parsed": 0.99}
-
-
-def interval(values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
-    """Bootstrap 95 % interval over prompts of sum(values) / sum(weights), or of the mean."""
-    values = np.asarray(values, float)
-    weights = np.ones_like(values) if weights is None else np.asarray(weights, float)
-    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
-    means = values[draws].sum(1) / np.maximum(weights[draws].sum(1), 1e-12)
-    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
 @torch.inference_mode()

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import specnb as sn
 from specnb.exact import same_greedy
+from specnb.measure import median_ratio, turns
+from specnb.methods import name_of
 from specnb.models import llama
 from specnb.models.hf import EMBEDDED, HFModel
 from specnb.scenes import TASKS, examples
@@ -121,8 +121,7 @@ def speculative(pair, threads: int, drafter) -> Method:
 
 
 def _timed(record: sn.Record) -> Run:
-    seconds = sum(block.draft_s + block.verify_s for block in record.blocks)
-    return Run(seconds, record.token_ids, len(record.blocks), record)
+    return Run(record.seconds, record.token_ids, len(record.blocks), record)
 
 
 def transformers(model: HFModel, threads: int, assistant=None, **more) -> Method:
@@ -211,11 +210,9 @@ def side_by_side(
     methods: Mapping[Any, Method], items: Sequence, temperature: float, label: str
 ) -> dict[Any, list[Run]]:
     """Every method on every item, in turns; the order goes round."""
-    names = list(methods)
-    found: dict[str, list[Run]] = {name: [] for name in names}
-    for index, item in enumerate(tqdm(items, desc=label, leave=False, mininterval=5)):
-        for name in names[index % len(names) :] + names[: index % len(names)]:
-            found[name].append(methods[name](item, temperature, index))
+    found: dict[Any, list[Run]] = {name: [] for name in methods}
+    for number, name in turns(list(methods), len(items), label):
+        found[name].append(methods[name](items[number], temperature, number))
     return found
 
 
@@ -225,11 +222,8 @@ def middle(runs: Sequence[Run]) -> float:
 
 
 def ratio(base: Sequence[Run], runs: Sequence[Run]) -> dict[str, float]:
-    """How many times as fast as `base`: median over prompts, bootstrapped 95 % interval."""
-    values = np.array([b.ms_per_token / r.ms_per_token for b, r in zip(base, runs, strict=True)])
-    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
-    low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
-    return {"ratio": float(np.median(values)), "low": float(low), "high": float(high)}
+    """How many times as fast as `base`: median over prompts, 95 % interval by resampling them."""
+    return median_ratio(*([run.ms_per_token for run in group] for group in (base, runs)))
 
 
 def choose(
@@ -314,7 +308,7 @@ def _measure(target: str, draft: str, n: int, threads: tuple[int, ...]) -> dict:
         rules = {t: sn.Chain(12, stop=sn.AdaEDL(t)) for t in THRESHOLDS}
         rules_run = {t: speculative(pair, n_threads, rule) for t, rule in rules.items()}
         threshold = best(f"threshold, T {temperature}", rules_run, temperature)
-        trees = {_shape(tree): speculative(pair, n_threads, tree) for tree in TREES[temperature]}
+        trees = {name_of(tree): speculative(pair, n_threads, tree) for tree in TREES[temperature]}
         tree = best(f"tree, T {temperature}", trees, temperature)
         own = {gamma: f"speculative {gamma}", threshold: "AdaEDL", tree: "tree"}
         fastest = min(
@@ -362,10 +356,6 @@ def _measure(target: str, draft: str, n: int, threads: tuple[int, ...]) -> dict:
         "recording": _recording(pair, n_threads),
         "process": _processes(target, draft),
     }
-
-
-def _shape(tree) -> str:
-    return repr(tree).replace("stop=FixedLength(), ", "")
 
 
 def _threads(n: int) -> str:
@@ -507,7 +497,7 @@ def _tune(pair, threads: int, tuning, n: int, temperature: float) -> dict:
     """The choice of `sn.tune` against the best of all its candidates, on other prompts."""
     torch.set_num_threads(threads)
     tuned = sn.tune(pair, tuning, sampling=sn.Sampling(temperature))
-    drafters = {_shape(c.drafter): c.drafter for c in tuned.candidates}
+    drafters = {name_of(c.drafter): c.drafter for c in tuned.candidates}
     methods = {name: speculative(pair, threads, drafter) for name, drafter in drafters.items()}
     items = [item for task in TASKS for item in examples(task, n, 61)]
     runs = side_by_side(methods, items, temperature, f"every candidate, T {temperature}")
@@ -516,7 +506,7 @@ def _tune(pair, threads: int, tuning, n: int, temperature: float) -> dict:
         for name, group in runs.items()
     }
     best = min(took, key=took.__getitem__)
-    chosen = _shape(tuned.drafter)
+    chosen = name_of(tuned.drafter)
     return {
         "chosen": chosen,
         "predicted": tuned.predicted,
@@ -527,9 +517,9 @@ def _tune(pair, threads: int, tuning, n: int, temperature: float) -> dict:
         "behind": took[chosen] / took[best] - 1,
         "candidates": [
             {
-                "drafter": _shape(c.drafter),
+                "drafter": name_of(c.drafter),
                 "predicted_ms": c.ms_per_token,
-                "ms": took[_shape(c.drafter)],
+                "ms": took[name_of(c.drafter)],
             }
             for c in tuned.candidates
         ],

@@ -6,19 +6,18 @@ other half.
 
 from __future__ import annotations
 
+import torch
+
 import specnb as sn
-from specnb.bench.paired import (
-    Kept,
-    best_of,
-    fastest_pair,
-    geometric_ratio,
-    pooled,
-    side_by_side,
-)
+from specnb.bench import KEPT
+from specnb.measure import RowCache, best_of, geometric_ratio, in_turns, pooled
+from specnb.models import machine
 from specnb.scenes import TASKS, examples
 
 TEMPERATURES = (0.0, 0.7, 1.0, 1.3)
+SEEDS = (0, 1000)  # of a prompt where tokens are drawn
 LENGTHS = (3, 7, 16)
+STATICS = range(1, 17)
 GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RULES = {"MaxConfidence": sn.MaxConfidence, "AdaEDL": sn.AdaEDL}
 COSTS = ("tokens_per_second", "tokens_per_step")  # measured; with dear drafts
@@ -27,37 +26,43 @@ BARS = {"static 16": 1.10, "static 7": 1.05, "best static": 1.0}
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures, on `n` prompts per task and half (20)."""
-    pair, runs_as = fastest_pair(target, draft)
-    kept, n = Kept(f"stopping-{runs_as.dtype}-{runs_as.threads}", pair), n or 20
+    runs_as = machine.choice(fresh=True)
+    torch.set_num_threads(runs_as.threads)
+    machine.set_dtype(runs_as.dtype)
+    pair = sn.load_pair(target, draft)
+    kept, n = RowCache(KEPT / "stopping.jsonl"), n or 20
     items = {task: examples(task, 2 * n, 3) for task in TASKS}
     tuning = {task: group[:n] for task, group in items.items()}
     other = {task: group[n:] for task, group in items.items()}
     chosen, cells = {}, []
     for temperature in TEMPERATURES:
         sampling = sn.Sampling(temperature)
-        methods = {f"static {length}": sn.Chain(length) for length in range(1, 17)}
-        for name, rule in RULES.items():
-            methods |= {f"{name} {t}": sn.Chain(16, stop=rule(t)) for t in GRID}
+        more = {"seeds": SEEDS if temperature else SEEDS[:1], "kept": kept}
+        statics = {f"static {length}": length for length in STATICS}
+        ruled = {(rule, t): f"{rule} {t}" for rule in RULES for t in GRID}
+        methods = {name: sn.Chain(length) for name, length in statics.items()}
+        methods |= {name: sn.Chain(16, stop=RULES[rule](t)) for (rule, t), name in ruled.items()}
         found: dict[str, list] = {name: [] for name in methods}
         for task, group in tuning.items():
             label = f"tune {task} {temperature}"
-            for name, rows in side_by_side(kept, pair, group, methods, sampling, label).items():
+            tried = in_turns(pair, group, methods, sampling, label=label, **more)
+            for name, rows in tried.items():
                 found[name] += rows
 
         methods = {f"static {length}": sn.Chain(length) for length in LENGTHS}
         for cost in COSTS:
-            static = best_of(found, (m for m in found if m.startswith("static")), cost)
-            picked: dict = {"best static": int(static.split()[-1])}
+            picked: dict = {"best static": statics[best_of(found, statics, cost)]}
             methods[_name("best static", cost)] = sn.Chain(picked["best static"])
             for name, rule in RULES.items():
-                best = best_of(found, (f"{name} {t}" for t in GRID), cost)
-                picked[name] = float(best.split()[-1])
+                of_rule = {text: t for (one, t), text in ruled.items() if one == name}
+                picked[name] = of_rule[best_of(found, of_rule, cost)]
                 for length in LENGTHS:
                     stop = rule(picked[name])
                     methods[_name(f"{name} {length}", cost)] = sn.Chain(length, stop=stop)
             chosen[_name(str(temperature), cost)] = picked
         for task, group in other.items():
-            rows = side_by_side(kept, pair, group, methods, sampling, f"{task} {temperature}")
+            label = f"{task} {temperature}"
+            rows = in_turns(pair, group, methods, sampling, label=label, **more)
             cells.append({"task": task, "temperature": temperature, "rows": rows})
     how = f"{runs_as.dtype}, {runs_as.threads} thread{'s' if runs_as.threads > 1 else ''}"
     return {
@@ -123,7 +128,10 @@ def table(figures: dict) -> str:
             )
     for cost, ratios in figures["ratios"].items():
         what = "measured time" if cost == COSTS[0] else "if a draft cost a seventh of a target call"
-        lines.append(f"{what}: geometric mean over tasks and temperatures, paired by prompt, 95 %")
+        lines.append(
+            f"{what}: geometric mean over tasks and temperatures, paired by prompt; 95 % over "
+            "prompts, given what was chosen above"
+        )
         for other, row in ratios.items():
             bar = f"bar {BARS[other]:.2f}" if other in BARS else "bar: interval not below 1"
             lines.append(

@@ -6,11 +6,14 @@ the target must score. Shapes for (c) are chosen on other prompts than they are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import specnb as sn
-from specnb.bench.paired import Kept, best_of, geometric_ratio, pooled, side_by_side
+from specnb.bench import KEPT
+from specnb.drafters import Drafter
+from specnb.measure import Row, RowCache, best_of, geometric_ratio, in_turns, pooled
 from specnb.scenes import TASKS, examples
 
 TAU = "block_efficiency"
@@ -23,6 +26,7 @@ BUDGETS = {  # nodes per target call: RSD-C branchings, RSD-S (width, depth)
     30: ([(2, 2, 2, 2), (5, 1, 1, 1, 1, 1), (6, 1, 1, 1, 1)], [(5, 6), (6, 5)]),
 }
 TEMPERATURES = (0.3, 1.0)
+CHAINS = range(1, 31)
 REAL = Path(__file__).parents[3] / "shared" / "real"
 WEAKER = (1.0, 1.3, 1.6, 2.0, 2.5, 3.0)  # temperatures of the drafter, tried in this order
 STORIES = (
@@ -36,7 +40,7 @@ STORIES = (
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures, on `n` prompts per task and half (20), at equal depth on 3 n."""
     pair = sn.load_pair(target, draft)
-    kept, n = Kept("trees", pair), n or 20
+    kept, n = RowCache(KEPT / "trees.jsonl"), n or 20
     items = {task: examples(task, 2 * n, 4) for task in TASKS}
     many = {task: examples(task, 3 * n, 4) for task in TASKS}  # differences are small there
     figures = {"n": n, "depth": _depth(kept, pair, many, 3 * n), "budget": {}}
@@ -50,11 +54,24 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     if REAL.is_dir():
         real = sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"))
         stories = [SimpleNamespace(prompt=text, image=None) for text in STORIES]
-        kept = Kept("trees", real)
         figures["budget"]["stories"] = _budget(
             kept, real, stories[::2], stories[1::2], None, "stories"
         )
     return figures
+
+
+def _counted(
+    kept: RowCache,
+    pair: sn.Pair,
+    prompts: Sequence,
+    methods: Mapping[str, Drafter],
+    sampling: sn.Sampling,
+    label: str,
+    draft_sampling: sn.Sampling | None = None,
+) -> dict[str, list[Row]]:
+    """Rows of every method whose seconds nobody looks at."""
+    more = {"draft_sampling": draft_sampling, "kept": kept, "label": label}
+    return in_turns(pair, prompts, methods, sampling, timed=False, **more)
 
 
 def _shapes(depth: int) -> dict:
@@ -76,7 +93,7 @@ def _depth(kept, pair, items, n) -> list[dict]:
     for depth in DEPTHS:
         methods = _shapes(depth)
         cells = [
-            side_by_side(kept, pair, group[:n], methods, sn.Sampling(1.0), f"depth {depth} {task}")
+            _counted(kept, pair, group[:n], methods, sn.Sampling(1.0), f"depth {depth} {task}")
             for task, group in items.items()
         ]
         for name in methods:
@@ -101,7 +118,7 @@ def _weaker(kept, pair, prompts) -> tuple[float, float]:
     """The first draft temperature with an acceptance rate in 0.6-0.7 (chain of 5, T = 1)."""
     rates = {}
     for temperature in WEAKER:
-        found = side_by_side(
+        found = _counted(
             kept,
             pair,
             prompts,
@@ -126,21 +143,21 @@ def _budget(kept, pair, tuning, other, draft_sampling, label) -> dict:
     lines = []
     for temperature in TEMPERATURES:
         sampling = sn.Sampling(temperature)
-        methods: dict = {f"chain {length}": sn.Chain(length) for length in range(1, 31)}
+        methods: dict = {f"chain {length}": sn.Chain(length) for length in CHAINS}
         for branchings, beams in BUDGETS.values():
             methods |= {f"RSD-C {b}": sn.GumbelTopK(b) for b in branchings}
             methods |= {f"RSD-S {w}x{d}": sn.StochasticBeam(w, d) for w, d in beams}
         where = f"{label} {temperature}"
-        tuned = side_by_side(kept, pair, tuning, methods, sampling, f"tune {where}", draft_sampling)
+        tuned = _counted(kept, pair, tuning, methods, sampling, f"tune {where}", draft_sampling)
         for budget, (branchings, beams) in BUDGETS.items():
             chosen = {
                 "chain": best_of(
-                    tuned, (f"chain {length}" for length in range(1, budget + 1)), TAU
+                    tuned, (f"chain {length}" for length in CHAINS if length <= budget), TAU
                 ),
                 "RSD-C": best_of(tuned, (f"RSD-C {b}" for b in branchings), TAU),
                 "RSD-S": best_of(tuned, (f"RSD-S {w}x{d}" for w, d in beams), TAU),
             }
-            rows = side_by_side(
+            rows = _counted(
                 kept,
                 pair,
                 other,

@@ -18,10 +18,7 @@ def lanes(records: Mapping[str, Record]) -> Picture:
     """
     if not records:
         raise ValueError("records={}: give at least one run by name")
-    spans = {
-        name: sum(block.draft_s + block.verify_s for block in record.blocks)
-        for name, record in records.items()
-    }
+    spans = {name: record.seconds for name, record in records.items()}
     longest = max(spans.values()) or 1e-9
     scale = (_WIDTH - 2 * _EDGE) / longest
     ink, ground, rim = CARD["light"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import sqrt
 from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
 
 from specnb import theory
+from specnb.measure.stats import wilson
 from specnb.record import Record
 from specnb.views.house import bars_of, figure_of, line_of
 
@@ -20,14 +20,6 @@ def _groups(records: Records) -> dict[str, list[Record]]:
     """Runs by name: one run, several pooled ones, or named groups to be held side by side."""
     named = records if isinstance(records, Mapping) else {"": records}
     return {name: [r] if isinstance(r, Record) else list(r) for name, r in named.items()}
-
-
-def _interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z, share = 1.96, successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def acceptance_by_position(records: Records) -> go.Figure:
@@ -49,7 +41,7 @@ def acceptance_by_position(records: Records) -> go.Figure:
         depths = sorted(seen)
         counts = [(len(kept.get(depth, ())), len(seen[depth])) for depth in depths]
         shares = [k / n for k, n in counts]
-        spans = [_interval(k, n) for k, n in counts]
+        spans = [wilson(k, n) for k, n in counts]
         figure.add_scatter(
             x=depths,
             y=shares,

@@ -1,0 +1,236 @@
+"""Methods by their texts: both ways, everything wrong in words, nothing evaluated."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import specnb as sn
+from specnb import knobs, methods
+from specnb.knobs import knob
+from specnb.methods import label_of, method, name_of
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # our own words, not the type checker's
+
+MINE = """
+from __future__ import annotations
+from dataclasses import dataclass
+import helper
+import specnb as sn
+from specnb.knobs import knob
+
+@dataclass(frozen=True)
+class Half(sn.Chain):
+    share: float = knob(0.5, least=0, most=1, step=0.1, words="of something", kw_only=True)
+
+@dataclass(frozen=True)
+class Bare:
+    length: int = 4
+    def start(self, pair, prompt, image, sampling): raise NotImplementedError
+
+@dataclass(frozen=True)
+class Rule:
+    level: float = 0.25
+    def start(self): return sn.FixedLength()
+
+def made(length: int = 3): return sn.Chain(length, stop=sn.AdaEDL(0.2))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "helper.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "drafter", "name"),
+    [
+        ("Chain", sn.Chain(), "Chain(5)"),
+        (" Chain( 7 ) ", sn.Chain(7), "Chain(7)"),
+        ("Chain(draft_length=7)", sn.Chain(7), "Chain(7)"),
+        ("Chain(16, stop=AdaEDL)", sn.Chain(16, stop=sn.AdaEDL()), "Chain(16, stop=AdaEDL(0.4))"),
+        (
+            "Chain(16, stop=AdaEDL(0.5, adaptive=False))",
+            sn.Chain(16, stop=sn.AdaEDL(0.5, adaptive=False)),
+            "Chain(16, stop=AdaEDL(0.5, adaptive=False))",
+        ),
+        ("Chain(stop=FixedLength())", sn.Chain(), "Chain(5)"),
+        ("GumbelTopK([2, 2, 1])", sn.GumbelTopK((2, 2, 1)), "GumbelTopK((2, 2, 1))"),
+        ("StochasticBeam(width=2)", sn.StochasticBeam(2), "StochasticBeam(2, 4)"),
+        ("IIDTree((3,), verify='kseq')", sn.IIDTree((3,), verify="kseq"), None),
+        ("TopKTree((2, 1))", sn.TopKTree((2, 1)), None),
+        ("PromptLookup(2, length=9)", sn.PromptLookup(2, 9), "PromptLookup(2, 9)"),
+        ("NoDraft", methods.drafters.NoDraft(), "NoDraft()"),
+        ("specnb.drafters:Chain(3)", sn.Chain(3), "Chain(3)"),
+    ],
+)
+def test_both_ways(text, drafter, name):
+    assert method(text) == drafter
+    assert name_of(drafter) == (name or text)
+    assert method(name_of(drafter)) == drafter
+
+
+@given(
+    st.integers(1, 40),
+    st.floats(-2, 2),
+    st.booleans(),
+    st.floats(0, 1),
+    st.sampled_from(("raw", "adjusted")),
+)
+def test_a_name_holds_every_knob(length, threshold, adaptive, alpha, signal):
+    rule = sn.AdaEDL(threshold, adaptive=adaptive, alpha=alpha, signal=signal)
+    drafter = sn.Chain(length, stop=rule)
+    assert method(name_of(drafter)) == drafter
+
+
+def test_a_class_of_ones_own(folder):
+    half = method("mine.py:Half(7, share=0.25)")
+    assert (half.draft_length, half.share) == (7, 0.25)
+    assert name_of(half) == "mine.py:Half(7, share=0.25)"
+    assert method(str(folder / "mine.py") + ":Half(7, share=0.25)") == half
+    assert method("mine.py:Half(7, share=0.25)", beside=folder) == half
+    assert name_of(method("mine.py:Half")) == "mine.py:Half(5)"
+    assert method("mine.py:made(4)") == sn.Chain(4, stop=sn.AdaEDL(0.2))
+    inside = method("Chain(8, stop=mine.py:Rule(0.5))")
+    assert inside.stop.level == 0.5 and name_of(inside) == "Chain(8, stop=mine.py:Rule(0.5))"
+    with pytest.raises(ValueError, match=r"share=2: give a number in \[0, 1\]"):
+        method("mine.py:Half(7, share=2)")
+
+
+def test_a_changed_file_is_read_anew(folder):
+    before = method("mine.py:Bare")
+    (folder / "mine.py").write_text(MINE.replace("length: int = 4", "length: int = 6"))
+    assert (before.length, method("mine.py:Bare").length) == (4, 6)
+
+
+def test_blanks_in_a_path(folder):
+    (folder / "my files").mkdir()
+    (folder / "my files" / "own.py").write_text(MINE.replace("import helper", ""))
+    assert method("my files/own.py:Bare(2)").length == 2
+    assert name_of(method("my files/own.py:Bare(2)")) == "my files/own.py:Bare(2)"
+
+
+def test_entry_points_have_names(monkeypatch):
+    class Point:
+        name, value = "mine", "specnb.drafters:Chain"
+
+        def load(self):
+            return sn.Chain
+
+    monkeypatch.setattr(methods, "_points", lambda: {"mine": Point(), "broken": None})
+    assert method("mine(3)") == sn.Chain(3)
+    assert "mine" in methods.known()
+    with pytest.raises(ValueError, match="broken, which another package registers, cannot"):
+        method("broken")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "give a text such as"),
+        (None, "give a text such as"),
+        ("Chain(", "this cannot be read"),
+        ("(" * 500, "this cannot be read"),
+        ("Chain" * 1000, "longer than 2000"),
+        ("chian(5)", "did you mean Chain?"),
+        ("Chain(draft_lenght=3)", "no knob 'draft_lenght'; did you mean draft_length?"),
+        ("Chain(5, 6)", "takes without a name: draft_length; 2 are given"),
+        ("Chain(5, draft_length=3)", "given twice"),
+        ("Chain(draft_length=5, draft_length=3)", "given twice"),
+        ("Chain(*[3])", "takes without a name"),
+        ("Chain(**{})", r"\*\* is not read"),
+        ("Chain(0)", "draft_length=0: give a whole number >= 1"),
+        ("Chain(True)", "draft_length=True"),
+        ("Chain(1e400)", "draft_length=inf"),
+        ("Chain('5')", "draft_length='5'"),
+        ("Chain(1+2j)", "give a number, a text"),
+        ("Chain(b'x')", "give a number, a text"),
+        ("Chain([[1]])", "give a number, a text"),
+        ("Chain(5, stop=3)", "stop=3: give a stopping rule"),
+        ("Chain(5, stop=GumbelTopK)", "give a stopping rule"),
+        ("AdaEDL(0.5)", "AdaEDL is a stopping rule; give it to a drafter"),
+        ("GumbelTopK(())", "branching=()"),
+        ("IIDTree((2,), verify='kesq')", "choose 'recursive' or 'kseq'"),
+        ("1", "1 is no method"),
+        ("Chain(5).expand", "is no method"),
+        ("GumbelTopK((2,))(3)", "no method that is known"),
+        ("nope:Name", "cannot be imported"),
+        ("nope.py:Name", "nope.py: there is no such file"),
+        ("mine.py:Nope", "cannot be imported .*has no attribute 'Nope'"),
+        ("mine.py:sn", "no class and no function"),
+        ("json:loads('1')", r"a drafter has start\(pair"),
+        ("broken.py:Name", "cannot be imported .ZeroDivisionError"),
+    ],
+)
+def test_what_is_wrong_is_said(folder, text, said):
+    (folder / "broken.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=said) as refused:
+        method(text)
+    assert str(refused.value).startswith("drafter=") and "\n" not in str(refused.value)
+
+
+def test_nothing_else_is_evaluated(folder):
+    for text in (
+        "__import__('os').mkdir('x')",
+        "Chain(open('x', 'w'))",
+        "[Chain(5)][0]",
+        "Chain or 1",
+    ):
+        with pytest.raises(ValueError):
+            method(text)
+    assert not (folder / "x").exists()
+
+
+def test_what_has_no_text():
+    @dataclass(frozen=True)
+    class Inside(sn.Chain):
+        pass
+
+    carried = sn.Chain(3, stop=sn.AdaEDL().start())
+    for drafter in (Inside(), carried, object()):
+        with pytest.raises(ValueError, match="^drafter"):
+            name_of(drafter)
+        assert label_of(drafter) == repr(drafter)
+
+
+def test_addresses_are_found_without_an_import():
+    assert methods.addresses("Chain(8, stop=mine.py:Rule(0.3))") == ("mine.py:Rule",)
+    assert methods.addresses("my folder/mine.py:R(stop=a.b:C)") == ("my folder/mine.py:R", "a.b:C")
+    assert methods.addresses(r"C:\x\mine.py:Name(2)") == (r"C:\x\mine.py:Name",)
+    assert methods.addresses("Chain('a:b')") == () == methods.addresses("Chain(5)")
+
+
+def test_knobs_of_a_text(folder):
+    found = methods.knobs_in("Chain(8, stop=AdaEDL(0.3))")
+    assert found["draft_length"][1] == 8 and found["stop.threshold"][1] == 0.3
+    assert found["draft_length"][0].range == (1, 16)
+    text = methods.with_knobs("Chain(8, stop=AdaEDL(0.3))", {"stop.threshold": 0.6})
+    assert text == "Chain(8, stop=AdaEDL(0.6))"
+    assert methods.with_knobs("mine.py:Half", {"share": 0.1}) == "mine.py:Half(share=0.1)"
+    bare = methods.knobs_in("mine.py:Bare(length=2)")["length"]
+    assert bare[0].kind == knobs.WHOLE and bare[1] == 2 and bare[0].range == (0, 16)
+    assert set(methods.knobs_in("mine.py:made")) == {"length"}
+
+
+def test_a_knob_checks():
+    @dataclass(frozen=True)
+    class Settings:
+        share: float = knob(0.5, least=0, most=1, above=True)
+        on: bool = knob(True)
+        sizes: tuple[int, ...] = knob((1, 2), least=1)
+
+        def __post_init__(self):
+            knobs.settle(self)
+
+    assert Settings(1, False, [3]) == Settings(1.0, False, (3,))
+    for wrong in ((0,), (2,), (0.5, 1), (0.5, True, (0,))):
+        with pytest.raises(ValueError, match="give"):
+            Settings(*wrong)
