@@ -23,8 +23,13 @@ class RuleState(Protocol):
     """A rule at work. Itself a rule: `start` gives it back, so a drafter whose `stop` is a started
     rule carries its threshold from prompt to prompt."""
 
-    threshold: float | None
-    state: Hashable
+    @property
+    def threshold(self) -> float | None:
+        """What the score of a law is held against now; None where there is none."""
+
+    @property
+    def state(self) -> Hashable:
+        """With the committed text, all that later decisions depend on."""
 
     def start(self) -> RuleState:
         """This very state."""
@@ -56,7 +61,7 @@ class FixedLength:
         return None
 
     @property
-    def state(self) -> tuple:
+    def state(self) -> tuple[()]:
         return ()
 
     def stop(self, logits: Tensor, probs: Tensor) -> bool:
@@ -83,7 +88,7 @@ class _Adaptive:
     epsilon: float = 0.01
     signal: str = "raw"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.signal not in ("raw", "adjusted"):
             raise ValueError(f"signal={self.signal!r}: choose 'raw' or 'adjusted'")
         checked = {
@@ -95,6 +100,11 @@ class _Adaptive:
             checked[name] = number(name, getattr(self, name), 0, 1)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def threshold(self) -> float:
+        """Where drafting stops at first; the field of every rule."""
+        raise NotImplementedError
 
     def score(self, probs: Tensor) -> float:
         """What is held against the threshold; at most 1."""
@@ -126,7 +136,7 @@ class AdaEDL(_Adaptive):
     threshold: float = 0.4
     entropy_factor: float = field(default=0.2, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         factor = number("entropy_factor", self.entropy_factor, 0)
         object.__setattr__(self, "entropy_factor", factor)
