@@ -10,6 +10,7 @@ import copy
 import json
 from collections import Counter
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
@@ -207,7 +208,7 @@ def planted_bug():
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures; `n` prompts per task instead of 200 (and n x 100 sampled runs)."""
     pair = sn.load_pair(target, draft, dtype="float32")
-    figures = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
+    figures: dict[str, Any] = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
     figures["greedy"] = greedy(pair, n or N_PROMPTS)
     figures["second_token"] = second_token(pair, n * 100 if n else N_SAMPLED)
     with planted_bug():
