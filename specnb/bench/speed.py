@@ -143,7 +143,7 @@ def transformers(model: HFModel, threads: int, assistant=None, **more) -> Method
             output = model.module.generate(
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                **{name: model.placed(value) for name, value in extras.items()},
+                **{name: model.placed(value) for name, value in (extras or {}).items()},
                 eos_token_id=sorted(model.eos_ids),
                 max_new_tokens=n,
                 **settings,

@@ -683,7 +683,8 @@ class HFContext(Context):
         kept = [*range(n_before), *slots]
         straight = kept == list(range(len(kept)))
         self.places = [self.places[slot] for slot in kept]
-        for layer in self.cache.layers:
+        layers: list[Any] = self.cache.layers  # of transformers, each kind with parts of its own
+        for layer in layers:
             if getattr(layer, "keys", None) is None:  # a layer that reads another one's
                 continue
             if straight:

@@ -197,7 +197,8 @@ def text_stage(
     """Projector and language model on answers; the tower does not move."""
     model.model.vision_tower.requires_grad_(False)
     per_token = token_weights(tokenizer, fact_weight).to(device)
-    stream, at = None, -1
+    stream: Any = None
+    at = -1
 
     def loss_of(step):
         nonlocal stream, at
