@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test test-colab test-newest lab bench doctor smollm2 address clean
+.PHONY: help .venv run test test-colab test-newest types lab bench doctor smollm2 address clean
 
 help:  ## this list
 	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -56,6 +56,9 @@ test-newest: .venv-newest/.installed  ## tests of models with the newest transfo
 	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/test_gate.py tests/test_certificate.py \
 		tests/test_prompts.py tests/test_speed.py
 
+types: $(STAMP)  ## the types, read by mypy
+	$(PY) -m mypy
+
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.
 
@@ -76,5 +79,5 @@ address: $(STAMP)  ## writes the repository's address of pyproject.toml into the
 	$(PY) -m specnb.notebook
 
 clean:  ## remove environment and caches; runs/ stays
-	rm -rf .venv .venv-colab .venv-newest .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-colab .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
 	find specnb tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

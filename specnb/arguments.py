@@ -192,7 +192,7 @@ def _real(value: Any) -> float | None:
     try:
         return float(found)
     except OverflowError:  # a whole number beyond all floats
-        return math.inf if found > 0 else -math.inf
+        return -math.inf if found < 0 else math.inf
 
 
 def _read_real(value: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ def next_block(
     sampling: Sampling,
     draws: Draws,
     max_depth: int,
-    eos_ids=frozenset(),
+    eos_ids: Set[int] = frozenset(),
 ) -> Block:
     """One round of speculative decoding; both sides have committed the emitted tokens after it.
 
@@ -124,7 +124,7 @@ class Decoding:
             "certificates": {
                 role: model.certificate
                 for role, model in (("target", pair.target), ("draft", pair.draft))
-                if hasattr(model, "certificate")
+                if model is not None and hasattr(model, "certificate")
             },
         }
 
@@ -265,7 +265,7 @@ def _check(pair: Pair, drafter: Any, sampling: Any, draft_sampling: Any) -> None
             )
     if getattr(drafter, "branches", False):
         for role, model in (("target", pair.target), ("draft", pair.draft)):
-            if why := getattr(model, "only_chains", ""):
+            if model is not None and (why := getattr(model, "only_chains", "")):
                 raise ValueError(
                     f"drafter={drafter!r}: it proposes trees, and {role} {model.path} is exact for "
                     f"chains only ({why}); use Chain"
@@ -305,7 +305,13 @@ def _kept(block: Block) -> Block:
     return replace(block, tree=tree, target_probs=block.target_probs.cpu(), outcome=outcome)
 
 
-def _record(pair, blocks: Sequence[Block], finish, prefill_s, settings) -> Record:
+def _record(
+    pair: Pair,
+    blocks: Sequence[Block],
+    finish: str,
+    prefill_s: float,
+    settings: dict[str, Any],
+) -> Record:
     token_ids = tuple(token for block in blocks for token in block.token_ids)
     rows = _token_rows(blocks)
     named = {token for row in rows for token, _ in (*row.draft_top, *row.target_top)}
@@ -386,6 +392,7 @@ def _token_rows(blocks: Sequence[Block]) -> list[TokenRow]:
                 )
             )
         if outcome.token is not None:
+            assert outcome.final is not None  # it says how this token came about
             parent = outcome.path[-1] if outcome.path else -1
             law = first_law + parent + 1
             places.append((law, outcome.token))

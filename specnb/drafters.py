@@ -6,7 +6,7 @@ the law that each child was drawn from. `TreeDrafting` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specnb.arguments import shown
 from specnb.knobs import CHOICE, knob, settle
-from specnb.models.base import Context, Pair, PromptTooLong
+from specnb.models.base import Context, Model, Pair, PromptTooLong
 from specnb.sampling import Draws, NoNumbers, Sampling
 from specnb.stopping import FixedLength, StoppingRule, is_rule
 from specnb.tree import DraftTree, empty_tree
@@ -25,7 +25,9 @@ from specnb.tree import DraftTree, empty_tree
 class Drafting(Protocol):
     """A drafter at work on one prompt; owns its contexts and all of its state."""
 
-    state: Hashable  # with the committed text, all that later proposals depend on
+    @property
+    def state(self) -> Hashable:
+        """With the committed text, all that later proposals depend on."""
 
     def propose(self, draws: Draws, max_depth: int) -> DraftTree:
         """A tree of at most `max_depth` levels; an empty one makes a plain target step."""
@@ -49,11 +51,11 @@ class Drafter(Protocol):
 class NoDraft:
     """Proposes nothing: with it, the speculative loop is plain autoregressive decoding."""
 
-    def start(self, pair, prompt, image, sampling) -> NoDraft:
+    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> NoDraft:
         return self
 
     @property
-    def state(self) -> tuple:
+    def state(self) -> tuple[()]:
         return ()
 
     def propose(self, draws: Draws, max_depth: int) -> DraftTree:
@@ -88,13 +90,25 @@ class _Tree:
 
     stop: StoppingRule = field(default_factory=FixedLength, kw_only=True)
 
-    rule = "recursive"  # by which the verifier takes the tree apart
-    branches = True  # whether a node may get two children: not every model can score that
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_rule(self.stop):
             raise ValueError(f"stop={shown(self.stop)}: give a stopping rule, as in AdaEDL(0.5)")
         settle(self)
+
+    @property
+    def rule(self) -> str:
+        """By which the verifier takes the tree apart."""
+        return "recursive"
+
+    @property
+    def branches(self) -> bool:
+        """Whether a node may get two children: not every model can score that."""
+        return True
+
+    @property
+    def depth(self) -> int:
+        """The most levels of a tree."""
+        raise NotImplementedError
 
     def expand(self, level: Level, draws: Draws) -> Iterable[Drawn]:
         """The children of a level, those of one node in draw order."""
@@ -105,7 +119,7 @@ class _Tree:
         `earlier` are the siblings drawn before it."""
         return probs
 
-    def start(self, pair: Pair, prompt, image, sampling) -> TreeDrafting:
+    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> TreeDrafting:
         if pair.draft is None:
             raise ValueError(
                 f"draft=None: {type(self).__name__} needs a draft model, "
@@ -117,15 +131,17 @@ class _Tree:
 class TreeDrafting:
     """Grows trees level by level: one drafter forward per level, over all of its nodes."""
 
-    def __init__(self, settings: _Tree, pair: Pair, prompt, image, sampling: Sampling):
+    def __init__(self, settings: _Tree, pair: Pair, prompt: Any, image: Any, sampling: Sampling):
         self.settings, self.sampling = settings, sampling
-        self.vocab_size, self.eos_ids = pair.draft.vocab_size, pair.target.eos_ids
+        draft = pair.draft
+        assert draft is not None  # as `start` has seen
+        self.vocab_size, self.eos_ids = draft.vocab_size, pair.target.eos_ids
         # A drafter without eyes gets the text alone; left-in image tokens halve its efficiency.
-        self.context: Context | None
         try:
-            self.context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
+            self.context = draft.open(prompt, image if draft.sees_images else None)
         except PromptTooLong:
-            self.context = None  # drafting has ended before it began, decoding goes on
+            # Drafting has ended before it began, decoding goes on: `propose` finds no room.
+            self.context = None  # type: ignore[assignment]  # see the line above
         self.rule = settings.stop.start()
         self.depth_drafted = self.max_depth = 0
 
@@ -227,7 +243,7 @@ class Chain(_Tree):
     def depth(self) -> int:
         return self.draft_length
 
-    def expand(self, level, draws):
+    def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         yield Drawn(0, draws.categorical(level.probs[0]), level.probs[0])
 
 
@@ -254,7 +270,7 @@ class GumbelTopK(_Branching):
     `draft_sampling` of a higher temperature, or use `TopKTree`.
     """
 
-    def expand(self, level, draws):
+    def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         drawn = draws.without_replacement(level.probs, self.branching[level.number])
         for row, tokens in enumerate(drawn.tolist()):
             tokens = [token for token in tokens if token >= 0]
@@ -262,7 +278,7 @@ class GumbelTopK(_Branching):
             for token, law in zip(tokens, laws, strict=True):
                 yield Drawn(row, token, law)
 
-    def child_law(self, probs, earlier, token):
+    def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         return without_replacement_laws(probs, [*earlier, token])[-1]
 
 
@@ -283,7 +299,7 @@ class StochasticBeam(_Tree):
     def branches(self) -> bool:
         return self.width > 1
 
-    def expand(self, level, draws):
+    def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         nodes, vocab = level.probs.shape
         start = torch.tensor(
             [carried or (0.0, 0.0) for carried in level.carried], dtype=torch.float64
@@ -301,7 +317,7 @@ class StochasticBeam(_Tree):
                 carried = float(log_probs[row, token]), float(perturbed[row, token])
                 yield Drawn(row, token, law, carried)
 
-    def child_law(self, probs, earlier, token):
+    def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         return without_replacement_laws(probs, [*earlier, token])[-1]
 
 
@@ -342,7 +358,7 @@ class IIDTree(_Branching):
     def rule(self) -> str:
         return self.verify
 
-    def expand(self, level, draws):
+    def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         for row, times in enumerate(level.times):
             for _ in range(times * self.branching[level.number]):
                 yield Drawn(row, draws.categorical(level.probs[row]), level.probs[row])
@@ -357,7 +373,7 @@ class TopKTree(_Branching):
     target's. Ranked by raw logits: at temperature 0, too, there is a second best.
     """
 
-    def expand(self, level, draws):
+    def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         wanted = min(self.branching[level.number], level.logits.shape[-1])
         values, ids = level.logits.topk(wanted, dim=-1)
         for row in range(len(ids)):
@@ -365,7 +381,7 @@ class TopKTree(_Branching):
                 if value > -float("inf"):
                     yield Drawn(row, token, one_hot(token, level.probs[row]))
 
-    def child_law(self, probs, earlier, token):
+    def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         return one_hot(token, probs)
 
 
@@ -385,17 +401,19 @@ class PromptLookup:
     ngram: int = knob(3, least=1, upto=8, words="tokens that are looked for")
     length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         settle(self)
 
-    def start(self, pair: Pair, prompt, image, sampling) -> PromptLookupDrafting:
+    def start(
+        self, pair: Pair, prompt: Any, image: Any, sampling: Sampling
+    ) -> PromptLookupDrafting:
         return PromptLookupDrafting(self, pair.target, prompt)
 
 
 class PromptLookupDrafting:
     state = ()
 
-    def __init__(self, settings: PromptLookup, target, prompt):
+    def __init__(self, settings: PromptLookup, target: Model, prompt: Any):
         self.settings, self.target = settings, target
         self.text = list(target.encode(prompt)[0])
 

@@ -11,12 +11,12 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from specnb.decode import next_block
+from specnb.decode import Block, next_block
 from specnb.drafters import Drafter
 from specnb.models.base import Model, Pair
 from specnb.models.table import TableModel
@@ -25,6 +25,9 @@ from specnb.sampling import Draws, Sampling
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Float64
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Law:
     """
 
     probs: Float64[Tensor, "*vocab"]
-    outcomes: Counter = field(repr=False)
+    outcomes: Counter[Any] = field(repr=False)
     mass: float
 
 
@@ -50,7 +53,7 @@ class Enumerator(Draws):
         self.open: list[list[int]] = []  # scripts of the branches not taken
         self.prob = 1.0
 
-    def _choose(self, options: Sequence[tuple[object, float]]):
+    def _choose(self, options: Sequence[tuple[T, float]]) -> T:
         """One of (value, probability > 0); the others are noted the first time round."""
         place = len(self.taken)
         if place < len(self.script):
@@ -83,7 +86,7 @@ class Enumerator(Draws):
             rows.append(taken + [-1] * (k - len(taken)))
         return torch.tensor(rows)
 
-    def gumbel(self, shape):
+    def gumbel(self, shape: Sequence[int]) -> Tensor:
         raise TypeError("continuous noise cannot be enumerated: test this drafter by sampling")
 
 
@@ -107,10 +110,10 @@ def law(
     drafting = drafter.start(pair, list(prompt), None, draft_sampling or sampling)
     frontier = {((), drafting.state): (1.0, context, drafting)}
     probs = torch.zeros((target.vocab_size,) * n_tokens, dtype=torch.float64)
-    outcomes: Counter = Counter()
+    outcomes: Counter[Any] = Counter()
     shared = {id(model): model for model in (target, draft, drafter, sampling, draft_sampling)}
     while frontier:
-        grown: dict = defaultdict(lambda: [0.0, None, None])
+        grown: dict[Any, list[Any]] = defaultdict(lambda: [0.0, None, None])
         for (text, _), (mass, context, drafting) in frontier.items():
             max_depth = n_tokens - len(text) - 1 if clip else 1 << 20
             scripts: list[list[int]] = [[]]
@@ -131,8 +134,9 @@ def law(
     return Law(probs, outcomes, float(probs.sum()))
 
 
-def _count(outcomes: Counter, block) -> None:
-    depth, draw = block.tree.depth, Counter()  # looks come in draw order
+def _count(outcomes: Counter[Any], block: Block) -> None:
+    depth = block.tree.depth
+    draw: Counter[int] = Counter()  # looks come in draw order
     for node, look in block.outcome.examined:
         parent = block.tree.parents[node]
         outcomes["accepted" if look.accepted else "rejected", depth[node], draw[parent]] += 1
@@ -186,7 +190,7 @@ def two_tokens(
     text = next_block(target.open(prompt), drafting, sampling, draws, 1 << 20).token_ids
     if len(text) == 1:
         text += (draws.categorical(sampling.probs(target.next_logits([*prompt, *text]))),)
-    return text[:2]
+    return text[0], text[1]
 
 
 def same_greedy(model: Model, prompt: Any, image: Any, one: Record, other: Record) -> str:

@@ -70,7 +70,7 @@ def tune(pair: Pair, items: Sequence[Any], *, sampling: Sampling) -> tuning.Tuni
     def decode(drafter: Drafter | None, number: int) -> Record:
         prompt = items[number].prompt
         image = items[number].image if pair.target.sees_images else None
-        more = {"sampling": sampling, "max_new_tokens": 64, "seed": number}
+        more: dict[str, Any] = {"sampling": sampling, "max_new_tokens": 64, "seed": number}
         if drafter is None:
             return autoregressive(pair.target, prompt, image, **more)
         return speculative(pair, prompt, image, drafter=drafter, **more)

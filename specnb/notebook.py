@@ -52,11 +52,11 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     gpu = torch.cuda.is_available()
     fastest = machine.choice() if "auto" in (threads, dtype) and not gpu else None
     automatic = fastest.threads if fastest else machine.cores()
-    torch.set_num_threads(automatic if threads == "auto" else threads)
+    torch.set_num_threads(automatic if threads == "auto" else int(threads))
     if gpu:
         machine.set_dtype(dtype, "cuda")
     else:
-        machine.set_dtype(fastest.dtype if dtype == "auto" else dtype)
+        machine.set_dtype(fastest.dtype if fastest and dtype == "auto" else dtype)
     versions = {"specnb": _version("specnb"), "Python": platform.python_version()}
     versions |= {name: _version(name) for name in ("torch", "transformers")}
     n = torch.get_num_threads()

@@ -114,9 +114,11 @@ class Record:
     def from_json(text: str) -> "Record":
         data = json.loads(text)
 
-        def row(values: list) -> TokenRow:
+        def row(values: list[Any]) -> TokenRow:
             *start, draft_top, target_top = values
-            return TokenRow(*start, _pairs(draft_top), _pairs(target_top))
+            return TokenRow(*start)._replace(
+                draft_top=_pairs(draft_top), target_top=_pairs(target_top)
+            )
 
         data["token_ids"] = tuple(data["token_ids"])
         data["tokens"] = tuple(row(values) for values in data["tokens"])
@@ -124,14 +126,14 @@ class Record:
         data["token_texts"] = {int(key): value for key, value in data["token_texts"].items()}
         return Record(**data)
 
-    def to_pandas(self):
+    def to_pandas(self) -> Any:
         """One line per token row, as a DataFrame."""
         import pandas as pd
 
         return pd.DataFrame(self.tokens, columns=TokenRow._fields)
 
 
-def _pairs(values: list) -> tuple[tuple[int, float], ...]:
+def _pairs(values: list[Any]) -> tuple[tuple[int, float], ...]:
     return tuple((int(token), float(prob)) for token, prob in values)
 
 
@@ -167,9 +169,10 @@ def mbsu(record: Record) -> float | None:
 
     c = `parameter_ratio`. A tree level is one forward; a forward that led to a stop counts.
     """
-    if not record.blocks or record.parameter_ratio is None:
+    efficiency = block_efficiency(record)
+    if efficiency is None or record.parameter_ratio is None:
         return None
     from specnb import theory
 
     forwards = fmean(block.draft_forwards for block in record.blocks)
-    return theory.mbsu(block_efficiency(record), forwards, record.parameter_ratio)
+    return theory.mbsu(efficiency, forwards, record.parameter_ratio)

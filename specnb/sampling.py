@@ -36,7 +36,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         temperature = number("temperature", self.temperature, 0, note=" (0 is greedy decoding)")
         if temperature and not COLDEST <= temperature <= HOTTEST:
             size = "small" if temperature < COLDEST else "large"

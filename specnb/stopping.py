@@ -24,8 +24,13 @@ class RuleState(Protocol):
     """A rule at work. Itself a rule: `start` gives it back, so a drafter whose `stop` is a started
     rule carries its threshold from prompt to prompt."""
 
-    threshold: float | None
-    state: Hashable
+    @property
+    def threshold(self) -> float | None:
+        """What the score of a law is held against now; None where there is none."""
+
+    @property
+    def state(self) -> Hashable:
+        """With the committed text, all that later decisions depend on."""
 
     def start(self) -> RuleState:
         """This very state."""
@@ -65,7 +70,7 @@ class FixedLength:
         return None
 
     @property
-    def state(self) -> tuple:
+    def state(self) -> tuple[()]:
         return ()
 
     def stop(self, logits: Tensor, probs: Tensor) -> bool:
@@ -92,8 +97,13 @@ class _Adaptive:
     epsilon: float = knob(0.01, least=0, upto=0.1, step=0.005, words="size of a move")
     signal: str = knob("raw", kind=CHOICE, choices=("raw", "adjusted"), words="what is scored")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         settle(self)
+
+    @property
+    def threshold(self) -> float:
+        """Where drafting stops at first; the field of every rule."""
+        raise NotImplementedError
 
     def score(self, probs: Tensor) -> float:
         """What is held against the threshold; at most 1."""

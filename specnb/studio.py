@@ -193,8 +193,9 @@ class Studio:
         """
         if question.key in self._plain:
             return
-        key, run = self._half_done or (None, None)
-        if key != question.key:
+        if self._half_done is not None and self._half_done[0] == question.key:
+            run = self._half_done[1]
+        else:
             run = self._begin(question, Pair(self.pair.target), NoDraft(), None)
         while run.finish is None:
             self._half_done = question.key, run

@@ -86,8 +86,10 @@ def tune(
     if not prompts:
         raise ValueError("prompts=[]: give some texts of the kind that you want to decode")
     sampling = sampling or Sampling()
-    items = [(p, None) if isinstance(p, str) else (p.prompt, p.image) for p in prompts]
-    settings = {"sampling": sampling, "max_new_tokens": max_new_tokens}
+    items: list[tuple[Any, Any]] = [
+        (p, None) if isinstance(p, str) else (p.prompt, p.image) for p in prompts
+    ]
+    settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
 
     def decode(drafter: Drafter | None, number: int) -> Record:
         prompt, image = items[number]
@@ -186,6 +188,7 @@ def _kept(run: Record, laws: Tensor, sampling: Sampling) -> list[Place]:
 @torch.inference_mode()
 def _along(pair: Pair, prompt: Any, image: Any, run: Record) -> Tensor:
     """The drafter's logits at every place of a text, [tokens, vocab]."""
+    assert pair.draft is not None  # `tune` has seen it
     context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
     ids = run.token_ids[:-1]
     scores = context.forward(ids, range(-1, len(ids) - 1))

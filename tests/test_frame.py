@@ -44,9 +44,10 @@ def conda(path: Path) -> dict[str, SpecifierSet]:
     assert all(isinstance(line, str) for line in wanted), "no pip section"
     ranges = {}
     for line in wanted:
-        name, spec = re.fullmatch(r"([a-z0-9]+)(.*)", line).groups()
+        name, spec = re.fullmatch(r"([a-z0-9_]+)(.*)", line).groups()
         spec = f"={spec}.*" if re.match(r"=[0-9]", spec) else spec
-        ranges["torch" if name == "pytorch" else name] = SpecifierSet(spec)
+        name = "torch" if name == "pytorch" else canonicalize_name(name)
+        ranges[name] = SpecifierSet(spec)
     return ranges
 
 
@@ -111,7 +112,7 @@ def test_shapes_are_checked_under_pytest():
 
 
 TARGETS = {".venv", "run", "test", "test-colab", "lab", "bench", "doctor", "address", "clean"}
-TARGETS |= {"help", "smollm2", "test-newest"}
+TARGETS |= {"help", "smollm2", "test-newest", "types"}
 
 
 def test_makefile_has_every_target():
@@ -313,7 +314,8 @@ def test_imports_only_what_is_declared():
     allowed = {canonicalize_name(name) for name in [*DEPENDENCIES, "packaging", "ipython"]}
     extras = {"specnb.bench.": EXTRAS["browser"], "specnb.batch.": EXTRAS["cluster"]}
     undeclared = []
-    for name, (source, is_package) in modules().items():
+    facade = (ROOT / "specnb/__init__.py").read_text(encoding="utf-8")
+    for name, (source, is_package) in {**modules(), "specnb": (facade, True)}.items():
         for imported, runs in imports(name, source, is_package):
             root = imported.split(".")[0]
             if root in sys.stdlib_module_names or root in ("specnb", "google"):
@@ -339,6 +341,36 @@ def test_import_specnb_is_light():
     heavy = {"torch", "transformers", "numpy", "pandas", "plotly", "ipywidgets", "PIL"}
     assert not heavy & set(loaded.split())
     assert policy.lower() == "passive"
+
+
+STUB = ROOT / "specnb/__init__.pyi"  # the names of `specnb`, for Python and for type checkers
+
+
+def stub_names(stub: str) -> dict[str, str]:
+    """Where each name of the stub is from, "" for a module of the package itself."""
+    found = [node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in found for alias in node.names}
+
+
+def unnamed(stub: str) -> list[str]:
+    """Public modules of the package that the stub does not name."""
+    public = {name.split(".")[1] for name in modules()}
+    own = {name for name, home in stub_names(stub).items() if not home}
+    return sorted(name for name in public - own if not name.startswith("_"))
+
+
+def test_every_public_module_is_in_the_stub():
+    stub = STUB.read_text(encoding="utf-8")
+    assert unnamed(stub) == []
+    assert unnamed(stub.replace("from . import tuning as tuning\n", "")) == ["tuning"]
+
+
+def test_every_name_of_the_stub_is_there_in_a_fresh_process():
+    names = stub_names(STUB.read_text(encoding="utf-8"))
+    code = "import specnb; print({n: getattr(specnb, n).__name__ for n in specnb.__all__})"
+    found = ast.literal_eval(in_python(code))
+    assert found == {name: name if home else f"specnb.{name}" for name, home in names.items()}
+    assert {"Drafter", "Drafting", "StoppingRule", "Model", "Context", "Block"} <= set(names)
 
 
 def test_decoding_works_without_jaxtyping():

@@ -144,7 +144,13 @@ def read_row(path: Path) -> dict[str, Any] | str:
     return row
 
 
-KINDS = {"id": str, "notebook": str, "status": str, "error": str, "seconds": int | float}
+KINDS: dict[str, Any] = {
+    "id": str,
+    "notebook": str,
+    "status": str,
+    "error": str,
+    "seconds": int | float,
+}
 KINDS |= {"parameters": dict, "headline": dict, "measurements": list, "versions": dict}
 
 

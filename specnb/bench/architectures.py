@@ -115,7 +115,7 @@ def stills() -> Iterator[None]:
     from transformers.models.smolvlm import processing_smolvlm
 
     class NoVideos(BaseImageProcessor):
-        model_input_names = ()
+        model_input_names = []
         num_frames = fps = None  # SmolVLM's chat template asks
 
     # All that PixtralProcessor takes from the torchvision module is a function that `pil` has, too.
@@ -216,7 +216,7 @@ def acceptance(pair, image, drafter, wanted: tuple[int, ...], name: str) -> floa
     equal = sum(a == b for a, b in zip(run.token_ids, wanted, strict=False))
     if run.token_ids != wanted:
         raise Wrong(f"{name}: the text is not the plain one ({equal} of {len(wanted)} tokens)")
-    rate = run.metrics.acceptance_rate
+    rate = run.metrics.acceptance_rate or 0.0
     if not 0 < rate < 1:
         raise Wrong(f"{name}: acceptance {rate:.2f} proves nothing; change the drafter's noise")
     return round(rate, 2)

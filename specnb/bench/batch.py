@@ -92,7 +92,7 @@ def _command(out: Path, workers: int) -> list[str]:
 def _sweep(out: Path, workers: int) -> float:
     """Wall seconds of a sweep, from the start of its process to its end."""
     start_s = time.monotonic()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(_command(out, workers), cwd=ROOT, check=True, **quiet)
     return time.monotonic() - start_s
 

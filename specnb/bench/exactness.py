@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -211,7 +211,7 @@ def planted_bug():
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures; `n` prompts per task instead of 200 (and n x 100 sampled runs)."""
     pair = sn.load_pair(target, draft, dtype="float32")
-    figures = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
+    figures: dict[str, Any] = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
     figures["greedy"] = greedy(pair, n or N_PROMPTS)
     figures["second_token"] = second_token(pair, n * 100 if n else N_SAMPLED)
     with planted_bug():

@@ -1196,7 +1196,7 @@ NOISES = {"gemma3n_text": 0.02, "gemma4_text": 0.02}
 
 
 def _seen() -> Iterator[Family]:
-    expected = {
+    expected: dict[str, dict[str, Any]] = {
         "qwen3_5": STATE,
         "mllama": {"expect": "refused", "words": ("cross-attention",)},
         "florence2": ENCODER,
@@ -1207,7 +1207,7 @@ def _seen() -> Iterator[Family]:
     for name, sight in SIGHTS.items():
         build = partial(build_sight, sight, draw=DRAWS.get(name, 0))
         yield Family(name, True, build, noise=0.04, **expected.get(name, {}))
-    refused = {"expect": "refused", "words": ("processor",)}
+    refused: dict[str, Any] = {"expect": "refused", "words": ("processor",)}
     yield Family("no_processor", True, build_without_processor, **refused)
 
 

@@ -35,7 +35,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict[str, Any]:
     folder = smollm2.named(target or smollm2.NAME)
     torch.set_num_threads(machine.cores())
     start_s, load_start = time.perf_counter(), psutil.getloadavg()[0]
-    model = sn.load_model(folder, device="cpu", dtype="float32")
+    model: Any = sn.load_model(folder, device="cpu", dtype="float32")
     loaded_s = time.perf_counter() - start_s
     prompts = _prompts(n)
     equal = [_is_equal(model, prompt) for _, prompt in tqdm(prompts[:N_EQUAL], desc="generate")]
@@ -62,7 +62,8 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict[str, Any]:
 def _prompts(n: int) -> list[tuple[str, str]]:
     """(kind, prompt) in the file's order, `n` of each kind, or all."""
     lines = smollm2.PROMPTS.read_text(encoding="utf-8").splitlines()
-    found, taken = [], {}
+    found: list[tuple[str, str]] = []
+    taken: dict[str, int] = {}
     for row in map(json.loads, lines):
         taken[row["task"]] = taken.get(row["task"], 0) + 1
         if not n or taken[row["task"]] <= n:
@@ -91,7 +92,8 @@ def _timed(model: Any, coarse: Any, prompt: str) -> dict[str, Any]:
             sn.Pair(model), prompt, drafter=LOOKUP, max_new_tokens=TOKENS
         ),
     }
-    names, seconds, runs = list(ways), {name: [] for name in ways}, {}
+    names, runs = list(ways), {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS):
         for name in names[turn:] + names[:turn]:  # nobody is always the first
             run = runs[name] = ways[name]()

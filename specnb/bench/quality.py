@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def target_quality(model, n: int) -> dict:
     sets = {task: examples(task, n, UNSEEN_SEED) for task in TASKS}
     captions = answers(model, sets["caption"])
     scenes = [item.scene for item in sets["caption"]]
-    figures = {"caption": caption_scores(captions, scenes), "n": n}
+    figures: dict[str, Any] = {"caption": caption_scores(captions, scenes), "n": n}
     for task in ("conversation", "science"):
         texts = answers(model, sets[task])
         right = [is_right(text, item) for text, item in zip(texts, sets[task], strict=True)]
@@ -152,7 +153,7 @@ def drafter_quality(pair: sn.Pair, n: int, draft_length: int = 5) -> dict:
                 "tokens": float(np.mean(emitted)),
             }
             if temperature == 1.0:
-                rows = [row for run in runs for row in run.tokens if row.accept_prob is not None]
+                rows: Any = [r for run in runs for r in run.tokens if r.accept_prob is not None]
                 figures[task][key]["spearman_entropy_acceptance"] = _spearman(
                     [row.draft_entropy for row in rows], [row.accept_prob for row in rows]
                 )
@@ -201,6 +202,7 @@ def world_facts(pair: sn.Pair, n: int) -> dict:
         ids = pair.target.tokenizer.encode(" " + text, add_special_tokens=False)
         ids.append(min(pair.target.eos_ids))
         laws = []
+        assert pair.draft is not None  # whose errors are counted here
         for model, picture in ((pair.target, item.image), (pair.draft, None)):
             scores = model.open(item.prompt, picture).forward(ids[:-1], range(-1, len(ids) - 2))
             laws.append(sn.Sampling(1.0).probs(torch.cat([scores.root[None], scores.nodes])))
@@ -216,7 +218,7 @@ def world_facts(pair: sn.Pair, n: int) -> dict:
             told = last in ("is", "are")
             counts_things = attribute == "count" and not (counted or earlier or told)
             fresh = attribute in ("colour", "kind") and word not in earlier
-            if counts_things or fresh:
+            if attribute and (counts_things or fresh):
                 hits[attribute].append(token == guess)
                 truth[attribute][word] += 1
             if attribute:

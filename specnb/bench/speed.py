@@ -142,7 +142,7 @@ def transformers(model: HFModel, threads: int, assistant=None, **more) -> Method
             output = model.module.generate(
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                **{name: model.placed(value) for name, value in extras.items()},
+                **{name: model.placed(value) for name, value in (extras or {}).items()},
                 eos_token_id=sorted(model.eos_ids),
                 max_new_tokens=n,
                 **settings,
@@ -248,7 +248,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
 
 def _measure(target: str, draft: str, n: int, threads: tuple[int, ...]) -> dict:
     folder = draft or str(EMBEDDED / "drafter")
-    helper = sn.load_model(folder, dtype="float32")
+    helper: Any = sn.load_model(folder, dtype="float32")
     loaded = {kind: sn.load_pair(target, draft, dtype=kind) for kind in FORMATS}
     pairs = {
         kind: sn.Pair(pair.target, helper.beside(pair.target)) for kind, pair in loaded.items()
@@ -257,11 +257,12 @@ def _measure(target: str, draft: str, n: int, threads: tuple[int, ...]) -> dict:
         transposed = sn.load_pair(target, draft, dtype="float32").target
     with weights_as("int8"):
         eight = sn.load_pair(target, draft, dtype="bfloat16").target
-    slow = {
+    slow: dict[str, Any] = {
         kind: sn.load_pair(target, draft, dtype=kind, runtime="transformers").target
         for kind in FORMATS
     }
-    raw = sn.load_model(folder, dtype="float32", runtime="transformers").module
+    loaded_raw: Any = sn.load_model(folder, dtype="float32", runtime="transformers")
+    raw = loaded_raw.module
     # What loading by transformers gives without a word about formats: the one they are saved in.
     saved = type(raw).from_pretrained(folder, use_safetensors=True).eval()
     saved_target = slow[str(saved.dtype).removeprefix("torch.")]
@@ -480,7 +481,7 @@ def _growth(pair, threads: int, gamma: int) -> dict:
     for n in (64, 128, 256):
         runs: dict[str, list[Run]] = {"plain": [], "speculative": []}
         for item in items:
-            settings = {"max_new_tokens": n, "sampling": sn.Sampling(1.0)}
+            settings: dict[str, Any] = {"max_new_tokens": n, "sampling": sn.Sampling(1.0)}
             alone = sn.autoregressive(endless, item.prompt, item.image, **settings)
             drafter = sn.Chain(gamma)
             helped = sn.speculative(pairs, item.prompt, item.image, drafter=drafter, **settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import specnb as sn
 from specnb.bench import KEPT
@@ -43,7 +44,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     kept, n = RowCache(KEPT / "trees.jsonl"), n or 20
     items = {task: examples(task, 2 * n, 4) for task in TASKS}
     many = {task: examples(task, 3 * n, 4) for task in TASKS}  # differences are small there
-    figures = {"n": n, "depth": _depth(kept, pair, many, 3 * n), "budget": {}}
+    figures: dict[str, Any] = {"n": n, "depth": _depth(kept, pair, many, 3 * n), "budget": {}}
     mixed = [item for group in items.values() for item in group]
     halves = mixed[::2], mixed[1::2]
     figures["budget"]["embedded"] = _budget(kept, pair, *halves, None, "embedded")

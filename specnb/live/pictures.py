@@ -7,6 +7,7 @@ import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ipywidgets as w
@@ -108,7 +109,7 @@ class PictureChooser(w.VBox):
             if index == len(buttons):
                 buttons.append(w.Button(layout={"width": "68px"}))
                 buttons[index].add_class(name)
-                buttons[index].on_click(self._page.on(lambda index=index: self._take(index)))
+                buttons[index].on_click(self._page.on(partial(self._take, index)))
             chosen, seen = index == self._chosen, self._sees and sight.large is not None
             (buttons[index].add_class if seen else buttons[index].remove_class)("snb-sight")
             buttons[index].layout.height = "88px" if seen else None

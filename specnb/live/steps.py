@@ -32,8 +32,9 @@ class StepControls(w.VBox):
     """The buttons; `changed` hears of every move. `walk` is set by whoever owns them."""
 
     def __init__(self, page: Page, changed: Callable[[], None]):
-        self.walk: Walk | None = None
-        self._model: Model | None = None
+        # Nothing is pressed or shown before `begin`.
+        self.walk: Walk = None  # type: ignore[assignment]  # see the line above
+        self._model: Model = None  # type: ignore[assignment]  # see the line above
         self._page, self._changed = page, changed
         auto = {"layout": {"width": "auto"}}
         self.back = w.Button(description="◀ back", **auto)

@@ -146,7 +146,7 @@ class Workbench(w.VBox):
         for toggle in self.toggles.values():
             toggle.observe(self.page.on(self._redraw), names="value")
         for (what, way), button in self.arrows.items():
-            button.on_click(self.page.on(lambda what=what, way=way: self._point(what, way)))
+            button.on_click(self.page.on(partial(self._point, what, way)))
         self.models.observe(lambda change: show(self._model_rows, change["new"]), names="value")
         self.load.on_click(self.page.on(self._load))
 
@@ -272,6 +272,7 @@ class Workbench(w.VBox):
     def _views(self) -> Iterator[Progress]:
         """The run in the views that are on: the strip first, it is what one waits for."""
         name, record = str(self.a.value()), self._record
+        assert record is not None  # the run has just been made
         if self._is_on("tokens"):
             self._show("tokens", views.tokens(record, title=name))
         self._show_pointed()
@@ -331,6 +332,7 @@ class Workbench(w.VBox):
     def _show_pointed(self) -> None:
         """Tree and laws at the token that the cursor stands on."""
         row = self._rows_in_order()[self._cursor]
+        assert self._record is not None and self._decoding is not None  # it has rows
         if self.toggles["tree"].value:
             self._show("tree", views.tree(self._record, row.block))
         if self.toggles["laws"].value:
@@ -338,6 +340,7 @@ class Workbench(w.VBox):
             self._show("laws", laws_at(self._decoding, row, place))
 
     def _rows_in_order(self) -> list[TokenRow]:
+        assert self._record is not None  # what is pointed at was said
         return [row for _, rows in by_block(self._record) for row in rows]
 
     def _point(self, what: str, way: int) -> None:

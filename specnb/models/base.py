@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,14 +31,37 @@ class Scores(NamedTuple):
 class Model(Protocol):
     """A language model, with or without eyes. Batch is 1, by decision."""
 
-    vocab_size: int
-    max_positions: int
-    n_parameters: int  # of the language model, tied weights once; tower and projector apart
-    eos_ids: Set[int]
-    tokenizer: Any
-    path: str
-    sees_images: bool
-    dtype: torch.dtype  # of the weights
+    @property
+    def vocab_size(self) -> int:
+        """How many logits it gives."""
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens that it reads."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the language model, tied weights once; vision tower and projector apart."""
+
+    @property
+    def eos_ids(self) -> Set[int]:
+        """The tokens that end a text."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer; None for a model without words."""
+
+    @property
+    def path(self) -> str:
+        """Its folder or hub id."""
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether `open` takes pictures."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
 
     def chat(self, prompt: Any, image: int = 0) -> str:
         """The prompt inside the model's own template, with places for `image` pictures."""
@@ -82,12 +105,15 @@ class Pair:
 def _runtime(model: Model) -> str:
     """Which runtime runs, how it was checked, and what it leaves out; toy models have none."""
     words = [getattr(model, "runtime", ""), getattr(model, "certificate", "")]
-    if getattr(model, "only_chains", ""):
-        words.append(f"chains only ({model.only_chains})")
+    if why := getattr(model, "only_chains", ""):
+        words.append(f"chains only ({why})")
     left_out = getattr(model, "not_followed", ())
     if left_out:
         words.append(f"not followed from its generation config: {', '.join(left_out)}")
     return "".join(f", {word}" for word in words if word)
+
+
+Fork = TypeVar("Fork", bound="Context")
 
 
 class Context:
@@ -105,7 +131,8 @@ class Context:
         self.fed = len(self.committed) - 1  # the subclass prefills all but the last token
         self.pending_tokens: list[int] = []
         self.pending_parents: list[int] = []
-        self._root: Tensor | None = None
+        # The first forward has a token to feed, and with it a root.
+        self._root: Tensor = None  # type: ignore[assignment]  # see the line above
         self._nodes: list[Tensor] = []
         self.forwards = 0
 
@@ -207,10 +234,10 @@ class Context:
         """A fork: both go on independently, the prompt is not read again."""
         raise NotImplementedError
 
-    def __deepcopy__(self, memo) -> Context:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         return self.copy()  # a fork shares the model, and cache tensors that nobody writes to
 
-    def _fork(self, other: Context) -> Context:
+    def _fork(self, other: Fork) -> Fork:
         """Copies this class's bookkeeping to `other`."""
         other.committed = list(self.committed)
         other.pending_tokens = list(self.pending_tokens)

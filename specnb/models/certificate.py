@@ -33,6 +33,9 @@ ANNOUNCED = 50_000_000  # parameters from which on a line says that a check is u
 QUESTION = "Describe what you see, word for word."
 
 
+Extras = dict[str, Any] | None  # what a processor made of a prompt's pictures
+
+
 class Differs(Exception):
     """What differs, and by how much."""
 
@@ -41,7 +44,12 @@ class Check:
     """The check of one model; `wrap` makes a model of this package of a transformers module."""
 
     def __init__(
-        self, folder: str, config: Any, plan: gate.Plan, wrap: Callable, settings: tuple[str, ...]
+        self,
+        folder: str,
+        config: Any,
+        plan: gate.Plan,
+        wrap: Callable[..., Any],
+        settings: tuple[str, ...],
     ):
         self.folder, self.config, self.plan, self.wrap = folder, config, plan, wrap
         self.settings = settings
@@ -60,7 +68,7 @@ class Check:
             if self.plan.sees_images
             else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         )
-        kind = table[type(self.config)]
+        kind: Any = table[type(self.config)]
         kind = kind[0] if isinstance(kind, tuple) else kind
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # for matrices this small a second one only waits
@@ -102,7 +110,7 @@ class Check:
             return
         raise Differs(f"transformers does not run it: {_short(trouble)}")
 
-    def weights(self, model) -> str:
+    def weights(self, model: Any) -> str:
         """How the model was checked, in words; ValueError where its weights are not decoded right.
 
         Twice the largest difference between forwards over one and over many rows is allowed for.
@@ -141,17 +149,18 @@ class Check:
 class Reference:
     """Forwards over whole texts without a cache, by transformers alone."""
 
-    def __init__(self, module: torch.nn.Module, plan: gate.Plan):
+    def __init__(self, module: Any, plan: gate.Plan):
         self.module, self.plan = module, plan
 
     @torch.inference_mode()
-    def of(self, ids: Sequence[int], n_prompt: int, extras: dict | None, rows: int) -> Tensor:
+    def of(self, ids: Sequence[int], n_prompt: int, extras: Extras, rows: int) -> Tensor:
         """The last [rows, vocab] logits of a text whose first `n_prompt` ids are the prompt."""
         keep = {"logits_to_keep": rows} if "logits_to_keep" in self.plan.takes else {}
         output = self.module(**self.inputs(ids, n_prompt, extras), **keep, use_cache=False)
-        return output.logits[0, -rows:].to(self.module.device).float()
+        logits: Tensor = output.logits[0, -rows:].to(self.module.device).float()
+        return logits
 
-    def inputs(self, ids: Sequence[int], n_prompt: int, extras: dict | None) -> dict:
+    def inputs(self, ids: Sequence[int], n_prompt: int, extras: Extras) -> dict[str, Any]:
         """What transformers' own processors would give for the whole text."""
         device, kind = self.module.device, self.module.dtype
         found = {}
@@ -167,7 +176,7 @@ class Reference:
 
 
 def rounds(
-    model, reference: Reference, ids: list[int], extras: dict | None, bound: float, small: bool
+    model: Any, reference: Reference, ids: list[int], extras: Extras, bound: float, small: bool
 ) -> float:
     """Two rounds of a chain with a rejection and a tree, partly committed; the largest difference.
 
@@ -213,7 +222,7 @@ def rounds(
     return worst
 
 
-def _sample(model, config: Any) -> tuple[list[int], dict | None]:
+def _sample(model: Any, config: Any) -> tuple[list[int], Extras]:
     """A prompt for a random model: random ids, or a picture with a question."""
     if model.sees_images:
         small = model.image_token_id
@@ -227,7 +236,7 @@ def _sample(model, config: Any) -> tuple[list[int], dict | None]:
     return torch.randint(3, model.own_vocab_size, (N_PROMPT,), generator=generator).tolist(), None
 
 
-def _prompt(model) -> tuple[list[int], dict | None]:
+def _prompt(model: Any) -> tuple[list[int], Extras]:
     """A question, with a picture where the model sees; ids as the templates of transformers."""
     from PIL import Image
 
@@ -242,7 +251,7 @@ def _prompt(model) -> tuple[list[int], dict | None]:
     return (ids if len(ids) <= room else ids[: max(room, 1)]), extras
 
 
-def _templated(model, picture) -> list[int] | None:
+def _templated(model: Any, picture: Any) -> list[int] | None:
     """The question's ids by transformers alone; None for a model without a template."""
     speaker = model.processor or model.tokenizer
     if getattr(speaker, "chat_template", None) is None:
@@ -257,11 +266,12 @@ def _templated(model, picture) -> list[int] | None:
         return_dict=True,
         return_tensors="pt",
     )
-    return batch["input_ids"][0].tolist()
+    ids: list[int] = batch["input_ids"][0].tolist()
+    return ids
 
 
 @torch.inference_mode()
-def _bound(model, reference: Reference, ids: list[int], extras: dict | None) -> float:
+def _bound(model: Any, reference: Reference, ids: list[int], extras: Extras) -> float:
     """What rounding may do: one row behind a cache of transformers' own, against many rows."""
     precise = model.dtype in (torch.float32, torch.float64)
     floor = STRICT if precise else COARSE * torch.finfo(model.dtype).eps
@@ -287,7 +297,7 @@ def _bound(model, reference: Reference, ids: list[int], extras: dict | None) -> 
     return floor + 2 * float((one.to(many.device) - many).abs().max() / many.abs().max())
 
 
-def _same_greedy(model, reference: Reference, ids: list[int], extras: dict | None) -> None:
+def _same_greedy(model: Any, reference: Reference, ids: list[int], extras: Extras) -> None:
     """Plain greedy decoding and `generate` with a neutral generation config say the same."""
     from transformers import GenerationConfig
 
@@ -313,7 +323,9 @@ def _hub_folder(name: str) -> str:
     """Where the files of a hub's model lie, now that they were fetched."""
     from transformers.utils import cached_file
 
-    return str(Path(cached_file(name, "config.json")).parent) if not Path(name).is_dir() else name
+    return (
+        str(Path(str(cached_file(name, "config.json"))).parent) if not Path(name).is_dir() else name
+    )
 
 
 def _memory() -> Path:

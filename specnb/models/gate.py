@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 SHARED = "dummy"  # a layer that reads another layer's keys and values
@@ -60,7 +60,7 @@ def judge(config: Any, name: str) -> Plan:
     """The plan for a transformers config; ValueError in one sentence where nothing is exact."""
     import transformers
 
-    def refuse(why: str, remedy: str = REMEDY) -> None:
+    def refuse(why: str, remedy: str = REMEDY) -> NoReturn:
         raise ValueError(f"model {name!r}: {why}; {remedy}")
 
     kind = config.model_type
@@ -75,7 +75,7 @@ def judge(config: Any, name: str) -> Plan:
     )
     if type(config) not in table:
         refuse(f"transformers {transformers.__version__} has no language model of type {kind}")
-    module = table[type(config)]
+    module: Any = table[type(config)]
     module = module[0] if isinstance(module, tuple) else module
     takes = frozenset(inspect.signature(module.forward).parameters)
     found = layer_kinds(text)
@@ -140,7 +140,7 @@ def layer_kinds(text: Any) -> list[str]:
     return [FULL]
 
 
-def _ropes(text: Any) -> Iterator[dict]:
+def _ropes(text: Any) -> Iterator[dict[str, Any]]:
     """The rope settings: one for all layers, or one for each kind."""
     settings = getattr(text, "rope_parameters", None) or {}
     if "rope_type" in settings:

@@ -67,7 +67,7 @@ def load_pair(
     """See `specnb.load_pair`."""
     if not target:
         need_repository()  # for the embedded models
-    common = {"device": device, "runtime": runtime, "certify": certify}
+    common: dict[str, Any] = {"device": device, "runtime": runtime, "certify": certify}
     goal = load_model(
         target or str(EMBEDDED / "target"),
         dtype=dtype,
@@ -253,7 +253,10 @@ def _placement(transformers, device: str, device_map: Any, quantization: str) ->
     if device_map or (device != "cpu" and find_spec("accelerate") is not None):
         placed["device_map"] = device_map or {"": device}
     if quantization:
-        bits = {"load_in_4bit": quantization == "4bit", "load_in_8bit": quantization == "8bit"}
+        bits: dict[str, Any] = {
+            "load_in_4bit": quantization == "4bit",
+            "load_in_8bit": quantization == "8bit",
+        }
         if quantization == "4bit":
             bits |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float16}
         placed["quantization_config"] = transformers.BitsAndBytesConfig(**bits)
@@ -464,6 +467,7 @@ class HFModel:
                 )
             return self._written_out(ids, extras, swaps)
         if self.n_placeholders:
+            assert self.template is not None  # who has none feeds no placeholders
             # The target's tokenizer: a drafter's own may have no entry for the image token.
             text = self.template.chat(asked, True)
             text = text.replace("<image>", "<image>" * self.n_placeholders)
@@ -492,7 +496,7 @@ class HFModel:
         changed = {name: torch.tensor([values]) for name, values in zip(names, lists, strict=True)}
         return ids, extras | changed
 
-    def open(self, prompt: Any, image: Any = None) -> HFContext:
+    def open(self, prompt: Any, image: Any = None) -> HFContext | LlamaContext:
         """A context that has read prompt and image, but not the prompt's last token."""
         if self.template is None:
             _check_pictures(self, prompt, image)
@@ -506,7 +510,7 @@ class HFModel:
             self._check_known(ids)
         return self.context(ids, extras)
 
-    def context(self, ids: list[int], extras: dict | None = None) -> HFContext:
+    def context(self, ids: list[int], extras: dict | None = None) -> HFContext | LlamaContext:
         """A context that has read these ids but the last one."""
         return (HFContext if self.llama is None else LlamaContext)(self, ids, extras)
 
@@ -663,8 +667,10 @@ class HFContext(Context):
         for kind in plan.kinds:
             seen = visible
             if kind == gate.SLIDING:
+                assert plan.window is not None
                 seen = visible & (query - key < plan.window)
             elif kind == gate.CHUNKED:
+                assert plan.chunk is not None
                 seen = visible & (query // plan.chunk == key // plan.chunk)
             # Additive and floating: a bool mask is silently wrong with eager attention.
             dtype = self.model.module.dtype
@@ -677,7 +683,8 @@ class HFContext(Context):
         kept = [*range(n_before), *slots]
         straight = kept == list(range(len(kept)))
         self.places = [self.places[slot] for slot in kept]
-        for layer in self.cache.layers:
+        layers: list[Any] = self.cache.layers  # of transformers, each kind with parts of its own
+        for layer in layers:
             if getattr(layer, "keys", None) is None:  # a layer that reads another one's
                 continue
             if straight:

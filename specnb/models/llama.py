@@ -196,6 +196,7 @@ class LlamaContext(Context):
         image_id = model.image_token_id if extras is not None else None
         text = [token for token in ids if token != image_id]
         super().__init__(text, model.max_positions, offset=len(ids) - len(text))
+        assert model.llama is not None  # else it is an HFContext
         self.model, self.llama = model, model.llama
         self.used = 0  # slots that hold something
         self.cache = self.llama.empty_cache(len(ids) + GROWTH)

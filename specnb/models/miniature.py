@@ -137,7 +137,8 @@ def _shallow_tower(vision: Any) -> None:
 
 
 def _narrow(config: Any) -> None:
-    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    text = config.get_text_config()
+    vision: Any = getattr(config, "vision_config", None)
     if hasattr(vision, "num_attention_heads") and hasattr(vision, "hidden_size"):
         dim = vision.hidden_size // vision.num_attention_heads
         vision.num_attention_heads, vision.hidden_size = 2, 2 * dim

@@ -79,7 +79,7 @@ def stand_ins(prompt: Any, controls: re.Pattern | None) -> tuple[Any, dict[str, 
     texts = [part["text"] for m in messages_of(prompt) for part in _parts(m["content"])
              if part["type"] == "text"]  # fmt: skip
     found = {word for text in texts for word in (controls.findall(text) if controls else ())}
-    if not found:
+    if controls is None or not found:
         return prompt, {}
     free = (chr(code) for code in STAND_INS if not any(chr(code) in text for text in texts))
     chars = dict(zip(sorted(found), free, strict=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,10 +57,10 @@ class TableModel:
             row = row * self.vocab_size + token
         return self.logits[row]
 
-    def chat(self, prompt, image: bool = False):
+    def chat(self, prompt: Any, image: int = 0) -> Any:
         return prompt
 
-    def encode(self, prompt, image=None) -> tuple[list[int], None]:
+    def encode(self, prompt: Any, image: Any = None) -> tuple[list[int], None]:
         return list(prompt), None
 
     def piece(self, token_id: int) -> str:
@@ -69,7 +69,7 @@ class TableModel:
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
 
-    def open(self, prompt: Sequence[int], image=None) -> TableContext:
+    def open(self, prompt: Sequence[int], image: Any = None) -> TableContext:
         """A context on a prompt of token ids."""
         if image is not None:
             raise ValueError("image: a table model sees no images, leave it out")
@@ -91,7 +91,7 @@ class TableContext(Context):
         self.model = model
         self.slots = list(prompt[:-1])
 
-    def _run(self, tokens, positions, visible):
+    def _run(self, tokens: list[int], positions: list[int], visible: Tensor | None) -> Tensor:
         first = len(self.slots)
         self.slots += tokens
         rows = []
@@ -103,7 +103,7 @@ class TableContext(Context):
             rows.append(self.model.next_logits(seen))
         return torch.stack(rows)
 
-    def _keep(self, slots, n_before):
+    def _keep(self, slots: list[int], n_before: int) -> None:
         self.slots = self.slots[:n_before] + [self.slots[slot] for slot in slots]
 
     def copy(self) -> TableContext:

@@ -149,7 +149,8 @@ def train_drafter(tokenizer, target_folder, work: Path, out: Path, device: str =
 
     target = LlavaForConditionalGeneration.from_pretrained(target_folder, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(target_folder)
-    write_answers(target.to(device).eval(), processor, tokenizer, work / "answers", device)
+    target.to(device)  # type: ignore[arg-type]  # transformers hides what `Module.to` takes
+    write_answers(target.eval(), processor, tokenizer, work / "answers", device)
     del target
     answers = Answers(work / "answers", tokenizer)
     model = build(tokenizer).to(device)

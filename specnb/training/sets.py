@@ -30,7 +30,7 @@ def write_sets(data: Path) -> None:
 
 def notebook_scenes():
     """Twelve scenes of three or four things, each background three times."""
-    chosen = {name: [] for name in BACKGROUNDS}
+    chosen: dict[str, list] = {name: [] for name in BACKGROUNDS}
     for item in examples("caption", 400, EVALUATION_SEED + 1):
         group = chosen[item.scene.background]
         if len(item.scene.things) >= 3 and len(group) < N_PICTURES // len(BACKGROUNDS):

@@ -11,6 +11,7 @@ and trained on at its full depth.
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,8 @@ class CellHeads(nn.Module):
         filled = labels[..., 0] > 0
         cells = torch.arange(N_PATCHES, device=labels.device).expand(labels.shape[:2])
         wanted = (*labels.unbind(-1), cells)
-        loss, figures = 0.0, {}
+        loss: Any = 0.0
+        figures = {}
         names = ("kind", "colour", "size", "background", "place")
         for name, head, want in zip(names, self.heads, wanted, strict=True):
             logits = head(features)
@@ -195,7 +197,8 @@ def text_stage(
     """Projector and language model on answers; the tower does not move."""
     model.model.vision_tower.requires_grad_(False)
     per_token = token_weights(tokenizer, fact_weight).to(device)
-    stream, at = None, -1
+    stream: Any = None
+    at = -1
 
     def loss_of(step):
         nonlocal stream, at

@@ -67,7 +67,7 @@ def entropy_against_acceptance(records: Records, bins: int = 8) -> go.Figure:
         "Draft entropy against accept probability", "draft entropy (nats)", "accept probability"
     )
     runs = [run for group in _groups(records).values() for run in group]
-    points = sorted(
+    points: list[tuple[Any, Any]] = sorted(
         (row.draft_entropy, row.accept_prob)
         for run in runs
         for row in run.tokens

@@ -3,6 +3,7 @@
 import html
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from specnb.record import EMITTED, Record, TokenRow
 from specnb.views.look import CARD, LOOKS, by_block, cut, number, summary, visible
@@ -170,7 +171,7 @@ def _tip(record: Record, row: TokenRow) -> str:
         ("uniform number", row.uniform),
         ("draft entropy (nats)", row.draft_entropy),
     ]
-    columns = [("this token", [(name, value) for name, value in facts])]
+    columns: list[tuple[str, list[Any]]] = [("this token", [*facts])]
     for name, top in (("target", row.target_top), ("draft", row.draft_top)):
         law = [(visible(record.token_texts.get(i, f"#{i}")), prob) for i, prob in top]
         columns.append((f"{name}, top five", law or [("no law here", None)]))

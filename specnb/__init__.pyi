@@ -1,0 +1,65 @@
+# Every public module and every name that `specnb` itself has. `__init__.py` reads this file, too,
+# so a name belongs here and nowhere else.
+
+from . import arguments as arguments
+from . import batch as batch
+from . import bench as bench
+from . import checks as checks
+from . import decode as decode
+from . import doctor as doctor
+from . import drafters as drafters
+from . import exact as exact
+from . import files as files
+from . import knobs as knobs
+from . import laws as laws
+from . import lesson as lesson
+from . import live as live
+from . import measure as measure
+from . import methods as methods
+from . import models as models
+from . import notebook as notebook
+from . import record as record
+from . import sampling as sampling
+from . import scenes as scenes
+from . import smollm2 as smollm2
+from . import stopping as stopping
+from . import studio as studio
+from . import theory as theory
+from . import training as training
+from . import tree as tree
+from . import tuning as tuning
+from . import verify as verify
+from . import views as views
+from .decode import Block as Block
+from .decode import autoregressive as autoregressive
+from .decode import speculative as speculative
+from .drafters import Chain as Chain
+from .drafters import Drafter as Drafter
+from .drafters import Drafting as Drafting
+from .drafters import GumbelTopK as GumbelTopK
+from .drafters import IIDTree as IIDTree
+from .drafters import PromptLookup as PromptLookup
+from .drafters import StochasticBeam as StochasticBeam
+from .drafters import TopKTree as TopKTree
+from .knobs import knob as knob
+from .methods import method as method
+from .methods import name_of as name_of
+from .models import Context as Context
+from .models import Model as Model
+from .models import Pair as Pair
+from .models import load_model as load_model
+from .models import load_pair as load_pair
+from .notebook import RunConfig as RunConfig
+from .notebook import setup as setup
+from .record import Record as Record
+from .sampling import Draws as Draws
+from .sampling import Sampling as Sampling
+from .stopping import AdaEDL as AdaEDL
+from .stopping import FixedLength as FixedLength
+from .stopping import MaxConfidence as MaxConfidence
+from .stopping import RuleState as RuleState
+from .stopping import StoppingRule as StoppingRule
+from .tree import DraftTree as DraftTree
+from .tuning import tune as tune
+
+__version__: str
