@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test test-colab test-newest lab bench doctor smollm2 address clean
+.PHONY: help .venv run test test-colab test-newest test-wheel lab bench doctor smollm2 address clean
 
 help:  ## this list
 	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ NEWEST := transformers==5.24.0
 test-newest: .venv-newest/.installed  ## tests of models with the newest transformers
 	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/test_gate.py tests/test_certificate.py \
 		tests/test_prompts.py tests/test_speed.py
+
+test-wheel: $(STAMP)  ## the wheel: built, installed apart, used from another folder
+	$(PY) -m pytest -q tests/test_wheel.py
 
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.

@@ -8,12 +8,12 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from specnb._version import __version__  # noqa: F401
+
 # Spinning OpenMP threads stall each other 10-100 times on a shared machine. It must be set
 # before torch is imported, so this is the place.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Sampling": "specnb.sampling",
@@ -39,7 +39,6 @@ _HOME = {
     "RunConfig": "specnb.notebook",
 }
 _MODULES = (
-    "bench",
     "checks",
     "decode",
     "exact",

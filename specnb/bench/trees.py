@@ -6,11 +6,11 @@ the target must score. Shapes for (c) are chosen on other prompts than they are 
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import specnb as sn
 from specnb.bench.paired import Kept, best_of, geometric_ratio, pooled, side_by_side
+from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
 
 TAU = "block_efficiency"
@@ -23,7 +23,7 @@ BUDGETS = {  # nodes per target call: RSD-C branchings, RSD-S (width, depth)
     30: ([(2, 2, 2, 2), (5, 1, 1, 1, 1, 1), (6, 1, 1, 1, 1)], [(5, 6), (6, 5)]),
 }
 TEMPERATURES = (0.3, 1.0)
-REAL = Path(__file__).parents[3] / "shared" / "real"
+REAL = ROOT.parent / "shared" / "real"
 WEAKER = (1.0, 1.3, 1.6, 2.0, 2.5, 3.0)  # temperatures of the drafter, tried in this order
 STORIES = (
     "Once upon a time", "One day, a little girl", "Tom and Lily", "There was a dog",
