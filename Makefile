@@ -13,7 +13,8 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test test-colab test-newest types lab bench doctor smollm2 address clean
+.PHONY: help .venv run test test-colab test-newest test-wheel types lab bench doctor smollm2
+.PHONY: address clean
 
 help:  ## this list
 	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -58,6 +59,9 @@ test-newest: .venv-newest/.installed  ## tests of models with the newest transfo
 
 types: $(STAMP)  ## the types, read by mypy
 	$(PY) -m mypy
+
+test-wheel: $(STAMP)  ## the wheel: built, installed apart, used from another folder
+	$(PY) -m pytest -q tests/test_wheel.py
 
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.

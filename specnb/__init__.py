@@ -9,11 +9,11 @@ import os
 
 import lazy_loader
 
+from specnb._version import __version__  # noqa: F401
+
 # Spinning OpenMP threads stall each other 10-100 times on a shared machine. It must be set
 # before torch is imported, so this is the place.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-__version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,6 +5,7 @@ from . import arguments as arguments
 from . import batch as batch
 from . import bench as bench
 from . import checks as checks
+from . import cli as cli
 from . import decode as decode
 from . import doctor as doctor
 from . import drafters as drafters
@@ -18,6 +19,7 @@ from . import measure as measure
 from . import methods as methods
 from . import models as models
 from . import notebook as notebook
+from . import paths as paths
 from . import record as record
 from . import sampling as sampling
 from . import scenes as scenes

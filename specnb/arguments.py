@@ -5,12 +5,13 @@ Numbers of numpy and torch are numbers; truth values, texts and None are none.
 
 from __future__ import annotations
 
+import argparse
 import math
 import numbers
 import operator
 import reprlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 EXACT = 2**53  # floats below it hold every whole number
 SEED_MOST = 2**63 - 1  # what generators, JSON rows and Parquet all take unchanged
@@ -18,6 +19,13 @@ SEED_MOST = 2**63 - 1  # what generators, JSON rows and Parquet all take unchang
 LONGEST = 160  # characters of a value in a message
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 60, 60, 60
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line that says what is wrong with it in one line, and ends with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def shown(value: Any) -> str:

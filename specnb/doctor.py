@@ -4,7 +4,6 @@
 `python -m specnb.doctor --write-sums` renews data/SHA256SUMS from the files as they are.
 """
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -14,29 +13,42 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from specnb.files import REPOSITORY as ROOT
-from specnb.files import need_repository, sha256_of
+from specnb import arguments, paths
+from specnb.files import sha256_of
+from specnb.paths import DATA, ROOT
 
-DATA = ROOT / "data"
 # Only `make lab` and specnb.batch need them.
 NOT_ON_COLAB = {"jupyterlab", "papermill", "nbconvert", "nbformat", "latex2mathml"}
+
+DESCRIPTION = "Is everything here, unaltered and working? Exits 1 with the reasons otherwise."
 
 
 class Unwell(Exception):
     """What is wrong and what to do about it."""
 
 
+def floors() -> tuple[str, list[str]]:
+    """Which Python and which packages are needed, as written: without those of extras."""
+    if paths.is_checkout():
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        project = tomllib.loads(text)["project"]
+        return project["requires-python"], project["dependencies"]
+    metadata = importlib.metadata.metadata("specnb")
+    needed = metadata.get_all("Requires-Dist", [])
+    return metadata["Requires-Python"], [line for line in needed if "extra ==" not in line]
+
+
 def versions() -> Iterator[str]:
-    """Python and the packages, held against the floors in pyproject.toml."""
+    """Python and the packages, held against the floors in pyproject.toml or of the wheel."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    python, requirements = floors()
     yield f"python {platform.python_version()} on {platform.platform()}"
-    if platform.python_version() not in SpecifierSet(project["requires-python"]):
-        raise Unwell(f"Python {platform.python_version()}: {project['requires-python']} is needed")
+    if platform.python_version() not in SpecifierSet(python):
+        raise Unwell(f"Python {platform.python_version()}: {python} is needed")
     wrong = []
-    for requirement in map(Requirement, project["dependencies"]):
+    for requirement in map(Requirement, requirements):
         name, needed = requirement.name, requirement.specifier
         try:
             version = importlib.metadata.version(name)
@@ -84,7 +96,11 @@ def hashes(data: Path = DATA) -> Iterator[str]:
             wrong.append(f"data/{name} differs from its sum in SHA256SUMS")
     yield f"data: {len(listed) - len(wrong)} of {len(listed)} files as published"
     if wrong:
-        raise Unwell("; ".join(wrong) + ": restore with git checkout -- data")
+        raise Unwell("; ".join(wrong) + f": {_remedy()}")
+
+
+def _remedy() -> str:
+    return "restore with git checkout -- data" if paths.is_checkout() else "install specnb again"
 
 
 def write_sums(data: Path = DATA) -> int:
@@ -120,15 +136,19 @@ def decoding() -> Iterator[str]:
         raise Unwell(f"speculative decoding leaves the target's own text at token {first}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m specnb.doctor") -> int:
     """Prints every check; 0 when all is well, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m specnb.doctor")
+    parser = arguments.Parser(prog=prog, description=DESCRIPTION)
     parser.add_argument("--write-sums", action="store_true", help="renew data/SHA256SUMS")
     if parser.parse_args(argv).write_sums:
+        try:
+            paths.need_checkout("--write-sums")
+        except ValueError as error:
+            parser.error(str(error))
         print(f"{write_sums()} files in data/SHA256SUMS")
         return 0
     try:
-        need_repository()
+        paths.need_share()
     except ValueError as reason:  # nothing else can be well then
         print(f"wrong: {reason}", file=sys.stderr)
         return 1

@@ -11,14 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def need_repository(folder: Path = REPOSITORY) -> None:
-    """ValueError where models, notebooks and texts cannot be here: a wheel has the code alone."""
-    if not (folder / "pyproject.toml").is_file():
-        raise ValueError("specnb runs from its repository: clone it and pip install -e .")
-
 
 def text_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file, with or without a byte order mark; they end at a newline only.

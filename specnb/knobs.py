@@ -47,8 +47,9 @@ class Knob:
             most = None if math.isinf(self.most) else int(self.most)
             return arguments.whole(name, value, least, most)
         if self.kind == NUMBER:
-            limits = {"above": self.above, "finite": self.finite}
-            return arguments.number(name, value, self.least, self.most, **limits)
+            return arguments.number(
+                name, value, self.least, self.most, above=self.above, finite=self.finite
+            )
         if self.kind == FLAG:
             return arguments.flag(name, value)
         if self.kind == CHOICE and value not in self.choices:
@@ -77,8 +78,8 @@ def knob(default: Any, *, kind: str = "", kw_only: bool = False, **limits: Any) 
     `limits` are fields of `Knob`; the kind is that of the default where it is not given.
     """
     declared = Knob(kind or _kind(default), default, **limits)
-    more = {"kw_only": True} if kw_only else {}  # else the class says which it is
-    return dataclasses.field(default=default, metadata={KEY: declared}, **more)
+    told = True if kw_only else dataclasses.MISSING  # else the class says which it is
+    return dataclasses.field(default=default, metadata={KEY: declared}, kw_only=told)
 
 
 def knobs_of(made_by: Callable[..., Any]) -> dict[str, Knob]:

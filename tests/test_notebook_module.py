@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import specnb as sn
-from specnb import files, notebook
+from specnb import files, notebook, paths
 from specnb.models import machine
 from specnb.notebook import RunConfig
 
@@ -317,21 +317,23 @@ def test_setup_takes_numbers_of_numpy(settings_kept, capsys, unchecked):
     assert capsys.readouterr().out.endswith("1 thread\n")
 
 
-def test_what_a_wheel_lacks_is_said_in_one_sentence(tmp_path, capsys, monkeypatch):
+def test_code_without_its_data_says_so_in_one_sentence(tmp_path, capsys, monkeypatch):
     from specnb import batch, doctor
     from specnb.batch import plan
 
-    files.need_repository()
-    said = "^specnb runs from its repository: clone it and pip install -e .$"
+    paths.need_share()
+    said = (
+        "^specnb is here without its data and notebooks, which should be in .*: install its wheel"
+    )
     with pytest.raises(ValueError, match=said):
-        files.need_repository(tmp_path)
-    with pytest.raises(ValueError, match=said):
+        paths.need_share(tmp_path)
+    with pytest.raises(ValueError, match="^address: this needs the repository; clone it"):
         notebook.write_address(tmp_path)
     tables = sys.modules["specnb.batch.collect"]  # its name in the package is the function
-    for module in (batch, plan, tables, doctor):
-        lacking = functools.partial(files.need_repository, tmp_path)
-        monkeypatch.setattr(module, "need_repository", lacking)
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    lacking = functools.partial(paths.need_share, tmp_path)
+    monkeypatch.setattr(paths, "need_share", lacking)
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(tables, "need_share", lacking)
     with pytest.raises(ValueError, match=said):
         plan.plan_of(["00_start_here"])
     with pytest.raises(ValueError, match=said):
@@ -340,7 +342,7 @@ def test_what_a_wheel_lacks_is_said_in_one_sentence(tmp_path, capsys, monkeypatc
         batch.main(["run", "--out", str(tmp_path / "out")])
     capsys.readouterr()
     assert doctor.main([]) == 1
-    assert capsys.readouterr().err == f"wrong: {said[1:-1]}\n"
+    assert capsys.readouterr().err.startswith("wrong: specnb is here without its data")
 
 
 def test_panel_escapes_the_prompt():

@@ -21,7 +21,7 @@ import papermill
 import pytest
 import torch
 
-from specnb import batch, checks, notebook
+from specnb import __version__, batch, checks, notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -142,8 +142,22 @@ def test_bootstrap_runs_twice_and_from_a_subfolder():
 def test_bootstrap_says_what_to_do_without_an_address():
     source = tagged(PATHS[0], "setup")[0].source
     code = f"import sys\nsys.modules['google.colab'] = sys\nexec({source!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    command = [sys.executable, "-S", "-c", code]  # without site-packages: not installed either
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, env=unaware())
     assert done.returncode != 0 and "address of your copy" in done.stderr
+
+
+def unaware() -> dict[str, str]:
+    """The environment without a hint where specnb is."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def test_bootstrap_says_where_to_start(tmp_path):
+    """A folder that is only called specnb, as above a clone, is not taken for the package."""
+    (tmp_path / "specnb").mkdir()
+    command = [sys.executable, "-S", "-c", tagged(PATHS[0], "setup")[0].source]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=unaware())
+    assert done.returncode != 0 and "specnb not found: start in the repository" in done.stderr
 
 
 @every
@@ -475,7 +489,7 @@ def test_the_address_stands_in_one_place(tmp_path):
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    line = f'REPO, TAG = "{project["urls"]["Repository"]}", "v{project["version"]}"'
+    line = f'REPO, TAG = "{project["urls"]["Repository"]}", "v{__version__}"'
     for path in PATHS:
         assert line in tagged(path, "setup")[0].source
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")

@@ -16,11 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from specnb import arguments, paths
 from specnb.batch import carry, pages
 from specnb.batch.collect import collect, report
 from specnb.batch.estimate import estimates
-from specnb.batch.plan import ROOT, Plan, plan_of, read_sweep
-from specnb.files import need_repository
+from specnb.batch.plan import Plan, plan_of, read_sweep
 
 __all__ = [
     "Plan",
@@ -53,7 +53,7 @@ def sweep(
     plan: Plan, out_dir: str | Path | None = None, scheduler: str = ""
 ) -> list[dict[str, Any]]:
     """Carries a plan out, on this machine or on the Dask cluster at `scheduler`; a row per run."""
-    folder = Path(out_dir or ROOT / "runs" / (plan.name or "sweep"))
+    folder = Path(out_dir or paths.runs() / (plan.name or "sweep"))
     executor = (lambda: carry.cluster(scheduler)) if scheduler else None
     return carry.carry_out(plan, folder, executor)
 
@@ -97,8 +97,9 @@ def _value(text: str) -> object:
     return value if isinstance(value, int | float | None) else text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m specnb.batch")
+def _parser(prog: str) -> arguments.Parser:
+    parser = arguments.Parser(prog=prog)
+    parser.set_defaults(prog=prog)
     commands = parser.add_subparsers(required=True, dest="command")
     one = commands.add_parser("run", help="execute notebooks")
     one.add_argument("--out", metavar="DIR", help="results (runs/<timestamp>)")
@@ -120,9 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m specnb.batch") -> int:
     """0 when every notebook ran, 1 when one failed, 2 when nothing was started."""
-    parser = _parser()
+    parser = _parser(prog)
     given = parser.parse_args(argv)
     try:
         return {"run": _run, "sweep": _sweep}.get(given.command, _after)(given)
@@ -134,15 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    lessons = (ROOT / "notebooks").glob("[0-8]*.ipynb")  # 9x are reports on other runs
+    lessons = paths.NOTEBOOKS.glob("[0-8]*.ipynb")  # 9x are reports on other runs
     notebooks = given.notebook or sorted(lessons)
     if not notebooks:
-        need_repository()
+        paths.need_share()
         raise ValueError("no notebooks in notebooks/")
     names = [name for name, _ in given.p]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"-p {twice}: it is given twice; leave one out")
-    out_dir = Path(given.out or ROOT / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}")
+    out_dir = Path(given.out or paths.runs() / f"{datetime.now():%Y%m%d-%H%M%S}")
     rows = run(notebooks, out_dir, {name: _value(text) for name, text in given.p})
     print(table(rows), f"\nresults: {out_dir}", sep="\n")
     print(f"to read: {pages.write(out_dir)[-1]}")
@@ -154,14 +155,14 @@ def _sweep(given: argparse.Namespace) -> int:
     asked = {"workers": given.workers, "threads": given.threads}
     changed = {name: value for name, value in asked.items() if value is not None}
     plan = replace(plan, **changed)
-    folder = Path(given.out or ROOT / "runs" / plan.name)
+    folder = Path(given.out or paths.runs() / plan.name)
     if given.dry_run:
         print(listed(plan, folder))
         return 0
     rows = sweep(plan, folder, given.scheduler)
     print(table(rows), f"\nresults: {folder}", sep="\n")
     collect(folder)
-    print(f"to read: python -m specnb.batch report {folder}")
+    print(f"to read: {given.prog} report {folder}")
     return _code(rows)
 
 

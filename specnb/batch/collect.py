@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from specnb.batch.carry import PLAN
 from specnb.batch.execute import read_row
-from specnb.batch.plan import ROOT
-from specnb.files import need_repository, write_whole
+from specnb.files import write_whole
+from specnb.paths import NOTEBOOKS, ROOT, need_share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,13 +111,13 @@ def report(folder: str | Path) -> Path:
 
     from specnb.batch import pages
 
-    need_repository()
+    need_share()
     folder = Path(folder).resolve()
     collect(folder)
     executed = folder / "report.ipynb"
     try:
         papermill.execute_notebook(
-            str(ROOT / "notebooks" / "90_report.ipynb"),
+            str(NOTEBOOKS / "90_report.ipynb"),
             str(executed),
             parameters={"folder": str(folder)},
             cwd=str(ROOT),

@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 
-from specnb.batch.plan import ROOT, SAFE, Run, identity, look_anew
+from specnb.batch.plan import SAFE, Run, identity, look_anew
 from specnb.files import write_whole
+from specnb.paths import ROOT
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # tracebacks come in colour
 WATCH_S = 1.0

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specnb import arguments, smollm2
+from specnb import arguments, paths, smollm2
 from specnb.arguments import shown
 from specnb.batch import yaml_files
-from specnb.files import REPOSITORY as ROOT
-from specnb.files import json_rows, need_repository, sha256_of, sum_of
+from specnb.files import json_rows, sha256_of, sum_of
 
 PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
 TIMEOUT_S = 600  # per run: one that never ends must not hold up the night
@@ -256,14 +255,16 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _code() -> str:
-    package = ROOT / "specnb"
-    return sum_of(package, package.rglob("*.py"))
+    """The package without its benches, which no run needs and no wheel has."""
+    files = paths.PACKAGE.rglob("*.py")
+    benches = paths.PACKAGE / "bench"
+    return sum_of(paths.PACKAGE, (path for path in files if benches not in path.parents))
 
 
 @functools.cache
 def _data() -> str:
     """Models, tokenizer, texts and pictures in data/, but not what is said about them."""
-    folder = ROOT / "data"
+    folder = paths.DATA
     parts = ("models", "tokenizer", "eval", "pictures")
     files = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
     return sum_of(folder, (path for path in files if path.suffix != ".md"))
@@ -299,7 +300,7 @@ def _pictures_of(prompts: Path) -> list[Path]:
 
 def read_sweep(path: str | Path) -> Plan:
     """The plan of a sweep file (YAML, see README). ValueError names what is wrong in it."""
-    path = Path(path)
+    path = Path(paths.resolved(str(path)))
     if not path.is_file():
         raise ValueError(f"sweep {path}: no such file")
     asked = yaml_files.read(path)
@@ -356,12 +357,12 @@ def _plan(asked: dict, path: Path) -> Plan:
 
 def _notebook(entry: str, base: Path) -> Path:
     """A name in notebooks/, or a path."""
-    shelf = {book.stem: book for book in (ROOT / "notebooks").glob("*.ipynb")}
+    shelf = {book.stem: book for book in paths.NOTEBOOKS.glob("*.ipynb")}
     found = (base / entry).resolve()
     if not found.is_file():
         found = shelf.get(entry.removesuffix(".ipynb"), found)
     if not found.is_file():
-        need_repository()
+        paths.need_share()
         raise ValueError(f"notebook {entry!r}: no such file{nearest(entry, shelf)}")
     return found
 

@@ -23,9 +23,9 @@ from typing import Any
 import pandas as pd
 
 from specnb.batch import collect
-from specnb.batch.plan import ROOT
+from specnb.paths import DATA, ROOT
 
-SWEEP = ROOT / "data" / "sweeps" / "smoke.yml"
+SWEEP = DATA / "sweeps" / "smoke.yml"
 ROUNDS, KILLS, SEED = 3, 10, 0
 BARS = {"scaling": 1.6, "overhead_s": 3.0}
 CLOCKS = ("seconds", "plain_seconds", "speedup", "finished")  # may differ between two sweeps

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from specnb.paths import ROOT
+
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
 SETTINGS = {
     # All cells stay in the page, those off the screen, too.

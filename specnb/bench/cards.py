@@ -5,12 +5,10 @@ import json
 from pathlib import Path
 
 from specnb.bench.quality import BARS
+from specnb.paths import DATA, PACKAGE
 from specnb.scenes import TASKS
 from specnb.training import drafter, target
 from specnb.training.loop import Stage
-
-PACKAGE = Path(__file__).resolve().parents[1]
-DATA = PACKAGE.parent / "data"
 
 
 def sha256(*paths: Path) -> str:

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -28,6 +27,7 @@ from specnb.measure import median_ratio, turns
 from specnb.methods import name_of
 from specnb.models import llama
 from specnb.models.hf import EMBEDDED, HFModel
+from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
 
 TOKENS = 64
@@ -565,13 +565,12 @@ print(next((line.split()[1] for line in lines if line.startswith("VmHWM")), 0))
 
 def _processes(target: str, draft: str) -> dict:
     """Import time, a cold process up to its first token (seconds), peak memory (GB)."""
-    root = Path(sn.__file__).parents[1]
 
     def call(code, *arguments):
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,

@@ -6,6 +6,8 @@ other half.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import specnb as sn
@@ -37,7 +39,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     chosen, cells = {}, []
     for temperature in TEMPERATURES:
         sampling = sn.Sampling(temperature)
-        more = {"seeds": SEEDS if temperature else SEEDS[:1], "kept": kept}
+        more: dict[str, Any] = {"seeds": SEEDS if temperature else SEEDS[:1], "kept": kept}
         statics = {f"static {length}": length for length in STATICS}
         ruled = {(rule, t): f"{rule} {t}" for rule in RULES for t in GRID}
         methods = {name: sn.Chain(length) for name, length in statics.items()}

@@ -7,7 +7,6 @@ the target must score. Shapes for (c) are chosen on other prompts than they are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +14,7 @@ import specnb as sn
 from specnb.bench import KEPT
 from specnb.drafters import Drafter
 from specnb.measure import Row, RowCache, best_of, geometric_ratio, in_turns, pooled
+from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
 
 TAU = "block_efficiency"
@@ -28,7 +28,7 @@ BUDGETS = {  # nodes per target call: RSD-C branchings, RSD-S (width, depth)
 }
 TEMPERATURES = (0.3, 1.0)
 CHAINS = range(1, 31)
-REAL = Path(__file__).parents[3] / "shared" / "real"
+REAL = ROOT.parent / "shared" / "real"
 WEAKER = (1.0, 1.3, 1.6, 2.0, 2.5, 3.0)  # temperatures of the drafter, tried in this order
 STORIES = (
     "Once upon a time", "One day, a little girl", "Tom and Lily", "There was a dog",
@@ -71,7 +71,7 @@ def _counted(
     draft_sampling: sn.Sampling | None = None,
 ) -> dict[str, list[Row]]:
     """Rows of every method whose seconds nobody looks at."""
-    more = {"draft_sampling": draft_sampling, "kept": kept, "label": label}
+    more: dict[str, Any] = {"draft_sampling": draft_sampling, "kept": kept, "label": label}
     return in_turns(pair, prompts, methods, sampling, timed=False, **more)
 
 

@@ -20,11 +20,11 @@ from specnb import methods
 from specnb.files import sum_of
 from specnb.models.base import Model, Pair
 from specnb.models.folders import fingerprint
+from specnb.paths import PACKAGE
 from specnb.record import Record
 from specnb.sampling import Sampling
 
 DRAFT_COST = 1 / 7  # of a target call: what a draft costs a 7B target whose drafter has 1B
-PACKAGE = Path(__file__).resolve().parents[1]
 # What computes no figure: pictures, controls, and what only starts runs or measures them.
 NO_FIGURES = ("views", "live", "batch", "bench", "doctor.py", "checks.py", "cli.py", "lesson.py")
 

@@ -73,7 +73,8 @@ def in_turns(
     measured beside other methods. ValueError, before anything is decoded, where a method has no
     text to be kept by.
     """
-    names, found = list(methods), {name: [] for name in methods}
+    names = list(methods)
+    found: dict[Name, list[Row]] = {name: [] for name in names}
     keys = {name: method_key(methods[name]) for name in names} if kept is not None else {}
     asked = [prompt_key(getattr(item, "prompt", item), getattr(item, "image", None))
              for item in prompts]  # fmt: skip

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from specnb import smollm2
-from specnb.files import need_repository
 from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.models.llama import Llama, LlamaContext, why_not
 from specnb.models.pictures import as_pictures
+from specnb.paths import DATA, need_share
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "models"
+EMBEDDED = DATA / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 RUNTIMES = ("auto", "transformers")
@@ -66,7 +66,7 @@ def load_pair(
 ) -> Pair:
     """See `specnb.load_pair`."""
     if not target:
-        need_repository()  # for the embedded models
+        need_share()  # for the embedded models
     common: dict[str, Any] = {"device": device, "runtime": runtime, "certify": certify}
     goal = load_model(
         target or str(EMBEDDED / "target"),

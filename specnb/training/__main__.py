@@ -1,26 +1,32 @@
 """Command line of the recipes; a killed run goes on from its last checkpoint."""
 
-import argparse
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from specnb import arguments, paths
+from specnb.paths import DATA
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m specnb.training", description=__doc__)
+    parser = arguments.Parser(prog="python -m specnb.training", description=__doc__)
     parser.add_argument("what", choices=("tokenizer", "sets", "target", "drafter"))
     parser.add_argument(
         "--work", type=Path, default=Path("runs/training"), help="checkpoints, metrics"
     )
     parser.add_argument(
-        "--out", type=Path, default=DATA / "models", help="where finished models go"
+        "--out", type=Path, help="where finished models go (data/models of the repository)"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
     options = parser.parse_args()
+    if options.out is None or options.what in ("tokenizer", "sets"):  # these write into data/
+        try:
+            paths.need_checkout(options.what)
+        except ValueError as error:
+            parser.error(str(error))
+    out = options.out or DATA / "models"
 
     import torch
     from transformers import AutoTokenizer
@@ -42,15 +48,15 @@ def main() -> None:
     if options.what == "target":
         from specnb.training.target import train_target
 
-        train_target(tokenizer, options.work / "target", options.out / "target", options.device)
+        train_target(tokenizer, options.work / "target", out / "target", options.device)
     else:
         from specnb.training.drafter import train_drafter
 
         train_drafter(
             tokenizer,
-            options.out / "target",
+            out / "target",
             options.work / "drafter",
-            options.out / "drafter",
+            out / "drafter",
             options.device,
         )
 
