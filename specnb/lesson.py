@@ -15,6 +15,7 @@ from typing import Any
 from specnb import notebook, smollm2, tuning
 from specnb.decode import autoregressive, speculative
 from specnb.drafters import Chain, Drafter, PromptLookup
+from specnb.methods import method, name_of
 from specnb.models.base import Pair
 from specnb.record import Record
 from specnb.sampling import Sampling
@@ -36,15 +37,28 @@ def drafter(pair: Pair, draft_length: int) -> Drafter:
     return Chain(draft_length) if pair.draft else PromptLookup(length=draft_length)
 
 
-def methods(pair: Pair, draft_length: int) -> dict[str, Drafter]:
-    """The same drafter by its name in tables."""
-    return {"chain" if pair.draft else "prompt lookup": drafter(pair, draft_length)}
+def chosen(cfg: notebook.RunConfig, pair: Pair) -> Drafter:
+    """The drafter that the parameters ask for: `cfg.drafter`, or else that of `cfg.draft_length`."""
+    return method(cfg.drafter) if cfg.drafter else drafter(pair, cfg.draft_length)
+
+
+def own(cfg: notebook.RunConfig) -> dict[str, Drafter]:
+    """The drafter of the parameter `drafter` by its text, for a table of methods; else nothing."""
+    return {name_of(found): found for found in [method(cfg.drafter)]} if cfg.drafter else {}
+
+
+def methods(cfg: notebook.RunConfig, pair: Pair) -> dict[str, Drafter]:
+    """The drafter that the parameters ask for, by its name in tables."""
+    name = "chain" if pair.draft else "prompt lookup"
+    return own(cfg) or {name: drafter(pair, cfg.draft_length)}
 
 
 def remarks(cfg: notebook.RunConfig, pair: Pair) -> str:
     """What is not as with the embedded pair, a line each; the embedded pair has one line, too."""
     lines = ["drafts: by the draft model, one token after another"]
-    if pair.draft is None:
+    if cfg.drafter:
+        lines = [f"drafts: by {cfg.drafter}"]
+    elif pair.draft is None:
         lines = ["drafts: no draft model, so they are looked up in the prompt (PromptLookup)"]
     if not pair.target.sees_images and not cfg.prompts:
         lines.append(

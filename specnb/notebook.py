@@ -21,6 +21,16 @@ from specnb.models import machine
 from specnb.paths import ROOT, need_checkout, resolved
 
 PROMPT_KEYS = ("prompt", "image", "task")
+# What a drafter's own text says in place of these parameters.
+OVERRIDDEN = (
+    "draft_length",
+    "rule",
+    "threshold",
+    "entropy_factor",
+    "adaptive",
+    "branching",
+    "width",
+)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MOST_THREADS = 1024
 
@@ -106,6 +116,7 @@ class RunConfig:
     n_prompts: int = 4
     seed: int = 0
     out_dir: str = ""
+    drafter: str = ""
 
     def __post_init__(self):
         from specnb import smollm2
@@ -130,10 +141,26 @@ class RunConfig:
         if self.prompts and not Path(self.prompts).is_file():
             raise ValueError(f"prompts={self.prompts!r}: there is no such file; give a JSONL file")
         _check_out_dir(self.out_dir)
+        if self.drafter:
+            self._check_drafter()
+
+    def _check_drafter(self) -> None:
+        """ValueError where the text names no drafter, or stands beside what it would override."""
+        from specnb import methods
+
+        methods.method(self.drafter)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in OVERRIDDEN and value != field.default:
+                raise ValueError(
+                    f"drafter={self.drafter!r} and {field.name}={arguments.shown(value)}: the "
+                    "drafter says it all; leave one of them out"
+                )
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> RunConfig:
-        """From `globals()`; ValueError names what is missing or wrong, before a model loads."""
+        """From `globals()`; what is missing there has its default. ValueError names what is wrong,
+        before a model loads."""
         return _from_notebook(cls, names)
 
     @property
@@ -228,14 +255,14 @@ class TreeConfig(RunConfig):
 
 def _from_notebook(cls: type, names: Mapping[str, Any]) -> Any:
     wanted = [field.name for field in fields(cls)]
-    missing = [name for name in wanted if name not in names]
-    if missing:
+    given = [name for name in wanted if name in names]
+    if not given:
         raise ValueError(
-            f"parameter {missing[0]!r} is missing: run the cell tagged 'parameters' first; "
-            f"it defines {', '.join(wanted)}"
+            "no parameter is there: run the cell tagged 'parameters' first; it defines "
+            f"{', '.join(wanted)}"
         )
     kinds = {field.name: str(field.type) for field in fields(cls)}
-    return cls(**{name: _coerced(name, names[name], kinds[name]) for name in wanted})
+    return cls(**{name: _coerced(name, names[name], kinds[name]) for name in given})
 
 
 def _check_out_dir(out_dir: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from specnb.drafters import (
     PromptLookup,
     StochasticBeam,
 )
+from specnb.methods import method
 from specnb.models.base import Pair
 from specnb.record import Record
 from specnb.sampling import Sampling
@@ -63,7 +63,7 @@ class Method:
     branching: str = "3,2,1"
     width: int = 3
     ngram: int = 3
-    path: str = ""  # package:Class, called without arguments
+    path: str = ""  # the text of a method, such as package:Class or Chain(5)
 
     def __post_init__(self):
         if self.name not in METHODS:
@@ -83,7 +83,7 @@ class Method:
     def drafter(self) -> Drafter:
         """The drafter; ValueError in words where the controls describe none."""
         if self.name == OWN:
-            return _own(self.path)
+            return method(self.path)
         if self.name in ("RSD-C", "iid tree"):
             shape = shape_of(self.branching)
             nodes = sum(math.prod(shape[:level]) for level in range(1, len(shape) + 1))
@@ -101,27 +101,6 @@ class Method:
         if self.name in rules:
             return Chain(self.draft_length, stop=rules[self.name](self.threshold))
         return Chain(self.draft_length)
-
-
-def _own(path: str) -> Drafter:
-    if ":" not in path:
-        raise ValueError(
-            f"class={path!r}: give package:Class, for a class of this notebook __main__:Class"
-        )
-    try:
-        drafter = pkgutil.resolve_name(path)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"class={path!r}: it cannot be imported ({error})") from error
-    except TypeError as error:
-        raise ValueError(
-            f"class={path!r}: it must give a drafter when called without arguments ({error})"
-        ) from error
-    if not isinstance(drafter, Drafter):
-        raise ValueError(
-            f"class={path!r}: a drafter has start(pair, prompt, image, sampling); "
-            f"{type(drafter).__name__} has not"
-        )
-    return drafter
 
 
 @dataclass(frozen=True, eq=False)

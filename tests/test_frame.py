@@ -120,7 +120,7 @@ TARGETS |= {"help", "smollm2", "test-newest", "test-wheel", "types"}
 def test_makefile_has_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert TARGETS <= set(re.findall(r"^([-.a-z0-9]+):", text, re.M))
-    assert TARGETS == set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
+    assert TARGETS == set(" ".join(re.findall(r"^\.PHONY: (.*)$", text, re.M)).split())
     assert "--ip=127.0.0.1" in text and "token=" not in text  # only here, and its token stays on
 
 

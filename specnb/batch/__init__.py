@@ -111,6 +111,9 @@ def _parser(prog: str) -> arguments.Parser:
     many.add_argument("--workers", type=int, help="processes (as the file says)")
     many.add_argument("--threads", type=int, help="of each worker (as the file says)")
     many.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a Dask cluster")
+    many.add_argument(
+        "--allow-code", action="store_true", help="drafters from anywhere, not only beside FILE"
+    )
     many.add_argument("--dry-run", action="store_true", help="list what would run, and end")
     for name, words in (
         ("collect", "one table of all results, as Parquet and CSV"),
@@ -151,7 +154,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _sweep(given: argparse.Namespace) -> int:
-    plan = read_sweep(given.file)
+    plan = read_sweep(given.file, given.allow_code)
     asked = {"workers": given.workers, "threads": given.threads}
     changed = {name: value for name, value in asked.items() if value is not None}
     plan = replace(plan, **changed)

@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specnb import arguments, paths, smollm2
+from specnb import arguments, methods, paths, smollm2
 from specnb.arguments import shown
 from specnb.batch import yaml_files
 from specnb.files import json_rows, sha256_of, sum_of
+from specnb.notebook import OVERRIDDEN
 
+DRAFTER = "drafter"  # the parameter that holds a method's text
 PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
 TIMEOUT_S = 600  # per run: one that never ends must not hold up the night
 MOST_SEEDS = 100_000  # that a number may ask for
@@ -116,7 +118,36 @@ def _absolute(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
         there = base / str(given.get(name) or "")
         if given.get(name) and there.exists():
             found[name] = str(there.resolve())
+    if isinstance(text := given.get(DRAFTER), str):
+        for address in methods.addresses(text):
+            place, _, name = address.rpartition(":")
+            if place.endswith(".py") and (there := base / place).is_file():
+                text = text.replace(address, f"{there.resolve().as_posix()}:{name}")
+        found[DRAFTER] = text
     return found
+
+
+def _check_code(sets: Sequence[Mapping[str, Any]], base: Path) -> None:
+    """ValueError where a sweep names code that does not lie beside it."""
+    for text in (one.get(DRAFTER) for one in sets):
+        for address in methods.addresses(text) if isinstance(text, str) else ():
+            place = address.rpartition(":")[0]
+            file = (base / place).resolve()
+            if not place.endswith(".py") or not file.is_relative_to(base.resolve()):
+                raise ValueError(
+                    f"drafter={shown(text)}: a sweep runs code that lies beside it, as in "
+                    "mine.py:Name, and no other; start it with --allow-code if you trust it"
+                )
+
+
+def _check_overridden(given: Mapping[str, Any]) -> None:
+    """ValueError where a drafter stands beside parameters that it would override."""
+    both = [name for name in OVERRIDDEN if name in given]
+    if given.get(DRAFTER) and both:
+        raise ValueError(
+            f"drafter={shown(given[DRAFTER])} and {both[0]}={shown(given[both[0]])}: the drafter "
+            "says it all; leave one of them out"
+        )
 
 
 def run_of(path: Path, given: Mapping[str, Any]) -> Run:
@@ -124,6 +155,7 @@ def run_of(path: Path, given: Mapping[str, Any]) -> Run:
     if "out_dir" in given:
         raise ValueError("parameter 'out_dir' is set by the run itself: use out_dir= or --out")
     given = {name: _plain(name, value) for name, value in given.items()}
+    _check_overridden(given)
     book = _book(path)
     known = _defaults(path, book)
     for name in sorted({*given, "out_dir"} - set(known)):
@@ -255,10 +287,14 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _code() -> str:
-    """The package without its benches, which no run needs and no wheel has."""
-    files = paths.PACKAGE.rglob("*.py")
+    """The package but for its benches; lesson 02 takes its word classes from the one on quality."""
     benches = paths.PACKAGE / "bench"
-    return sum_of(paths.PACKAGE, (path for path in files if benches not in path.parents))
+    files = (
+        path
+        for path in paths.PACKAGE.rglob("*.py")
+        if benches not in path.parents or path.stem == "quality"
+    )
+    return sum_of(paths.PACKAGE, files)
 
 
 @functools.cache
@@ -274,6 +310,9 @@ def _held(name: str, value: Any) -> Any:
     """A parameter as part of an id: a path stands for what lies there."""
     if name == "target":
         value = smollm2.named(value)
+    if name == DRAFTER and value:
+        files = (methods.source_of(address) for address in methods.addresses(value))
+        return [value, *(sha256_of(file) for file in files if file and file.is_file())]
     if name not in PATHS or not isinstance(value, str) or not value or not Path(value).exists():
         return value
     return _content(value, name == "prompts")
@@ -298,8 +337,11 @@ def _pictures_of(prompts: Path) -> list[Path]:
 # ------------------------------------------------------------------------------- sweep files
 
 
-def read_sweep(path: str | Path) -> Plan:
-    """The plan of a sweep file (YAML, see README). ValueError names what is wrong in it."""
+def read_sweep(path: str | Path, allow_code: bool = False) -> Plan:
+    """The plan of a sweep file (YAML, see README). ValueError names what is wrong in it.
+
+    A drafter of the reader's own must stand in a file beside the sweep, unless `allow_code`.
+    """
     path = Path(paths.resolved(str(path)))
     if not path.is_file():
         raise ValueError(f"sweep {path}: no such file")
@@ -307,12 +349,12 @@ def read_sweep(path: str | Path) -> Plan:
     if not isinstance(asked, dict):
         raise ValueError(f"{path.name}: write keys and values, such as notebooks: [...]")
     try:
-        return _plan(asked, path)
+        return _plan(asked, path, allow_code)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
 
 
-def _plan(asked: dict, path: Path) -> Plan:
+def _plan(asked: dict, path: Path, allow_code: bool) -> Plan:
     for key in asked:
         if key not in KEYS:
             hint = nearest(str(key), KEYS)
@@ -352,6 +394,8 @@ def _plan(asked: dict, path: Path) -> Plan:
         sets = [{**one, "seed": seed} for one in sets for seed in seeds]
     how = {key: asked[key] for key in ("workers", "threads", "timeout", "retries") if key in asked}
     sets = [{**common, **one} for one in sets]
+    if not allow_code:
+        _check_code(sets, path.parent)
     return plan_of(notebooks, sets, path.parent, **how, name=name)
 
 

@@ -403,7 +403,8 @@ def workbench(
         raise ValueError("items=[]: give at least one item with prompt and image")
     names = [field for field in Method.__dataclass_fields__ if field not in ("name", "path")]
     given = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
-    first = Method(method, **given)
+    own = getattr(cfg, "drafter", "")
+    first = Method(OWN, path=own, **given) if own else Method(method, **given)
     second = replace(first, name=against).fitted(pair)
     first = first.fitted(pair)
     if second == first and first.name != OWN:  # or both strips would be the same
