@@ -38,7 +38,7 @@ def drafter(pair: Pair, draft_length: int) -> Drafter:
 
 
 def chosen(cfg: notebook.RunConfig, pair: Pair) -> Drafter:
-    """The drafter that the parameters ask for: `cfg.drafter`, or else that of `cfg.draft_length`."""
+    """The drafter that the parameters ask for: `drafter`, or else that of `draft_length`."""
     return method(cfg.drafter) if cfg.drafter else drafter(pair, cfg.draft_length)
 
 

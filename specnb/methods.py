@@ -147,7 +147,7 @@ def known() -> tuple[str, ...]:
 def _read(text: str) -> tuple[ast.expr, dict[str, str]]:
     """The text as an expression, and the addresses that stand behind its placeholders."""
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"drafter={shown(text)}: give a text such as {EXAMPLE}")
+        raise ValueError(f"drafter={shown(text)}: give package:Class, or a text such as {EXAMPLE}")
     if len(text) > LONGEST:
         raise ValueError(f"drafter={shown(text)}: it is longer than {LONGEST} characters")
     behind: dict[str, str] = {}

@@ -101,10 +101,10 @@ def test_every_method_has_a_drafter_and_words(name):
         (Method("RSD-C", branching="3,x"), "branching='3,x': give whole numbers"),
         (Method("iid tree", branching=""), "branching='': give whole numbers"),
         (Method("RSD-C", branching="9,9,9"), "819 nodes per target call; give at most 128"),
-        (Method(OWN), "class='': give package:Class"),
-        (Method(OWN, path="nowhere:Thing"), "it cannot be imported"),
-        (Method(OWN, path="specnb.drafters:Nothing"), "it cannot be imported"),
-        (Method(OWN, path="specnb.tree:DraftTree"), "without arguments"),
+        (Method(OWN), "drafter='': give package:Class"),
+        (Method(OWN, path="nowhere:Thing"), "nowhere:Thing cannot be imported"),
+        (Method(OWN, path="specnb.drafters:Nothing"), "cannot be imported"),
+        (Method(OWN, path="specnb.tree:DraftTree"), "cannot be made with these settings"),
         (Method(OWN, path="collections:Counter"), "Counter has not"),
     ],
 )
@@ -460,6 +460,34 @@ def test_a_drafter_of_ones_own(pair, items):
     assert "stopped" in panel.page.status.value
     panel.a.method.value = "chain"
     assert_followed(panel)
+
+
+@dataclass(frozen=True)
+class Knobby(sn.Chain):
+    draft_length: int = sn.knob(4, least=1, most=9, words="tokens")
+
+
+@pytest.mark.weights
+def test_knobs_of_a_class_of_ones_own(pair, items):
+    panel = bench(pair, items)
+    panel.a.method.value = OWN
+    path = panel.a.controls["path"]
+    path.value = f"{__name__}:Knobby"
+    (slider,) = (one for one in panel.a.knobs.children if one.description == "draft length")
+    assert (slider.value, slider.min, slider.max) == (4, 1, 9)
+    slider.value = 2
+    assert path.value == f"{__name__}:Knobby(2)"
+    assert_followed(panel, method=f"{__name__}:Knobby(2)")
+    assert max(row.depth for row in panel._record.tokens if row.node >= 0) <= 2
+    assert slider in panel.a.knobs.children  # it stays where the hand is
+    path.value = "Chain(7, stop=AdaEDL(0.3))"
+    sliders = {one.description: one for one in panel.a.knobs.children}
+    sliders["stop: threshold"].value = 0.6
+    assert path.value == "Chain(7, stop=AdaEDL(0.6))"
+    path.value = "Chain("
+    assert not panel.a.knobs.children and "cannot be read" in panel.page.alert.value
+    panel.a.method.value = "chain"
+    assert panel.a.knobs.layout.display == "none"
 
 
 @pytest.mark.weights

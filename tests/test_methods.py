@@ -135,8 +135,8 @@ def test_entry_points_have_names(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "give a text such as"),
-        (None, "give a text such as"),
+        ("", "give package:Class, or a text such as"),
+        (None, "give package:Class, or a text such as"),
         ("Chain(", "this cannot be read"),
         ("(" * 500, "this cannot be read"),
         ("Chain" * 1000, "longer than 2000"),

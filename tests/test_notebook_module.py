@@ -89,10 +89,28 @@ def test_wrong_values_are_refused_in_words(name, given, said):
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_a_missing_parameter_is_named(name):
+def test_a_missing_parameter_has_its_default(name):
     names = {key: value for key, value in DEFAULTS.items() if key != name}
-    with pytest.raises(ValueError, match=f"parameter '{name}' is missing.*draft_length"):
-        RunConfig.from_notebook(names)
+    assert RunConfig.from_notebook(names) == RunConfig.from_notebook(DEFAULTS)
+
+
+def test_no_parameter_at_all_is_refused():
+    with pytest.raises(ValueError, match="run the cell tagged 'parameters' first.*draft_length"):
+        RunConfig.from_notebook({"x": 1})
+
+
+def test_a_drafter_by_its_text():
+    assert RunConfig(drafter="Chain(3)").drafter == "Chain(3)"
+    assert StoppingConfig(drafter="Chain(3)").draft_length == 16
+    with pytest.raises(ValueError, match="did you mean Chain?"):
+        RunConfig(drafter="Chian(3)")
+    for cls, more in (
+        (RunConfig, {"draft_length": 4}),
+        (StoppingConfig, {"threshold": 0.3}),
+        (TreeConfig, {"branching": "2,2"}),
+    ):
+        with pytest.raises(ValueError, match=f"and {next(iter(more))}=.*: the drafter says it all"):
+            cls(drafter="Chain(3)", **more)
 
 
 def test_paths_may_be_relative_to_the_repository(tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
-"""A method and its controls."""
+"""A method and its controls; a method that is given as a text has those of its knobs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets as w
 
+from specnb import knobs, methods
 from specnb.live.page import LABELLED, NARROW, named, show
-from specnb.studio import METHODS, Method
+from specnb.studio import METHODS, OWN, Method
 
 LONGEST = 16  # draft length that a slider offers
 LONGEST_NGRAM = 8
@@ -52,13 +55,38 @@ class MethodControls(w.VBox):
             ),
         }
         named(method=self.method, **self.controls)
+        self.knobs = w.VBox()  # of the method that the text names
+        self._written = ""  # the text that the knobs themselves have made
         self._fit(None)
+        self._offer_knobs(None)
         self.method.observe(self._fit, names="value")
-        super().__init__([self.method, *self.controls.values()])
+        self.controls["path"].observe(self._offer_knobs, names="value")
+        super().__init__([self.method, *self.controls.values(), self.knobs])
 
     def _fit(self, _) -> None:
         for name, control in self.controls.items():
             show(control, name in METHODS[self.method.value])
+        show(self.knobs, self.method.value == OWN)
+
+    def _offer_knobs(self, _) -> None:
+        """Controls for the knobs of the text, none where it names no method."""
+        text = self.controls["path"].value
+        if text and text == self._written:
+            return  # the knobs stay under the hand that turns them
+        try:
+            found = methods.knobs_in(text) if text else {}
+        except ValueError:  # the panel says what is wrong when it decodes
+            found = {}
+        made = {name: _control(name, *one) for name, one in found.items()}
+        self.knobs.children = [control for control in made.values() if control is not None]
+        for name, control in made.items():
+            if control is not None:
+                control.observe(partial(self._turned, name), names="value")
+
+    def _turned(self, name: str, change: Mapping[str, Any]) -> None:
+        text = methods.with_knobs(self.controls["path"].value, {name: change["new"]})
+        self._written = text
+        self.controls["path"].value = text
 
     def offer(self, names: Sequence[str]) -> None:
         """From now on these methods; the one that is on stays on where it is among them."""
@@ -73,3 +101,24 @@ class MethodControls(w.VBox):
     def value(self) -> Method:
         """The method that the controls describe."""
         return Method(self.method.value, **{name: c.value for name, c in self.controls.items()})
+
+
+def _control(name: str, knob: knobs.Knob, value: Any) -> w.DOMWidget | None:
+    """The control of a knob; None for one that is better written into the text."""
+    words = name.replace(".", ": ").replace("_", " ")
+    look = {"style": LABELLED, "layout": NARROW, "description": words, "tooltip": knob.words}
+    low, high = knob.range
+    made: w.DOMWidget | None = None
+    if knob.kind == knobs.WHOLE:
+        low, high = min(int(low), value), max(int(high), value)
+        made = w.IntSlider(value, min=low, max=high, continuous_update=False, **look)
+    elif knob.kind == knobs.NUMBER and math.isfinite(value):
+        limits = {"min": min(low, value), "max": max(high, value), "step": knob.step or 0.05}
+        made = w.FloatSlider(value=value, continuous_update=False, **limits, **look)
+    elif knob.kind == knobs.FLAG:
+        made = w.Checkbox(value=value, indent=False, **look)
+    elif knob.kind == knobs.CHOICE:
+        made = w.Dropdown(options=list(knob.choices), value=value, **look)
+    if made is not None:
+        named(**{name.replace(".", "_"): made})
+    return made
