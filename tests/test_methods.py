@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import specnb as sn
-from specnb import knobs, methods
+from specnb import batch, knobs, methods
 from specnb.knobs import knob
 from specnb.methods import label_of, method, name_of
 
@@ -234,3 +234,53 @@ def test_a_knob_checks():
     for wrong in ((0,), (2,), (0.5, 1), (0.5, True, (0,))):
         with pytest.raises(ValueError, match="give"):
             Settings(*wrong)
+
+
+# ---- in sweeps
+
+
+SWEEP = "notebooks: [00_start_here]\nparameters: {n_prompts: 1}\ngrid: {drafter: [%s]}\n"
+
+
+def plan_of_drafters(folder, *texts, **more):
+    (folder / "sweep.yml").write_text(SWEEP % ", ".join(map(repr, texts)))
+    return batch.read_sweep(folder / "sweep.yml", **more)
+
+
+def test_a_sweep_takes_methods(folder):
+    plan = plan_of_drafters(folder, "Chain(2)", "mine.py:Half(3)", "")
+    given = [run.given["drafter"] for run in plan.runs]
+    assert given == ["Chain(2)", f"{folder.resolve().as_posix()}/mine.py:Half(3)", ""]
+    first = [run.id for run in plan.runs]
+    assert [run.id for run in plan_of_drafters(folder, "Chain(2)", "mine.py:Half(3)", "").runs] == (
+        first
+    )
+    (folder / "mine.py").write_text(MINE + "\n# another content is another run\n")
+    again = [run.id for run in plan_of_drafters(folder, "Chain(2)", "mine.py:Half(3)", "").runs]
+    assert [a == b for a, b in zip(first, again, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["json:loads('1')", "../away.py:Half(3)", "Chain(3, stop=os:getcwd())", "{away}:Half(3)"],
+)
+def test_a_sweep_runs_only_code_beside_it(folder, text):
+    (folder / "beside").mkdir()
+    (folder / "away.py").write_text(MINE.replace("import helper", "open('ran', 'w')"))
+    text = text.format(away=folder / "away.py")
+    with pytest.raises(ValueError, match="--allow-code"):
+        plan_of_drafters(folder / "beside", text)
+    assert not (folder / "ran").exists()
+    if "away" in text:
+        assert plan_of_drafters(folder / "beside", text, allow_code=True).runs
+        assert (folder / "ran").exists()
+
+
+def test_a_sweep_with_a_drafter_and_what_it_overrides_is_refused(folder):
+    (folder / "sweep.yml").write_text(
+        SWEEP % "Chain(2)" + "sets: [{draft_length: 5, drafter: Chain}]"
+    )
+    with pytest.raises(ValueError, match="drafter='Chain' and draft_length=5: the drafter says"):
+        batch.read_sweep(folder / "sweep.yml")
+    with pytest.raises(ValueError, match="did you mean Chain?"):
+        plan_of_drafters(folder, "Chian(2)")

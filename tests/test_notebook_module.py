@@ -14,7 +14,7 @@ from PIL import Image
 import specnb as sn
 from specnb import files, notebook, paths
 from specnb.models import machine
-from specnb.notebook import RunConfig
+from specnb.notebook import RunConfig, StoppingConfig, TreeConfig
 
 DEFAULTS = {field: getattr(RunConfig(), field) for field in RunConfig.__dataclass_fields__}
 
