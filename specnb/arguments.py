@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """A command line that says what is wrong with it in one line, and ends with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def shown(value: Any) -> str:

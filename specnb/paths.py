@@ -36,6 +36,12 @@ def need_share(root: Path = ROOT) -> None:
         )
 
 
+def to_install(extra: str, *packages: str, root: Path = ROOT) -> str:
+    """How to get an extra's packages: specnb itself is on no index from where pip could take it."""
+    words = f"-e '.[{extra}]'" if is_checkout(root) else " ".join(packages)
+    return f"pip install {words}"
+
+
 def runs() -> Path:
     """Where results go if nobody says so: runs/ of the repository, or of the working directory."""
     return (ROOT if is_checkout() else Path.cwd()) / "runs"

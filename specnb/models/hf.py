@@ -18,7 +18,7 @@ from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.models.llama import Llama, LlamaContext, why_not
 from specnb.models.pictures import as_pictures
-from specnb.paths import DATA, need_share
+from specnb.paths import DATA, need_share, to_install
 
 EMBEDDED = DATA / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -208,7 +208,8 @@ def _speakers(transformers, folder: str, plan: gate.Plan, common: dict):
     except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
         if "orchvision" in str(error):
             raise ValueError(
-                f"model {folder!r}: its processor needs torchvision; pip install -e '.[vision]'"
+                f"model {folder!r}: its processor needs torchvision; "
+                + to_install("vision", "torchvision")
             ) from error
         raise ValueError(
             f"model {folder!r}: it sees images, but its processor cannot be loaded "
@@ -243,11 +244,12 @@ def _placement(transformers, device: str, device_map: Any, quantization: str) ->
         for package in ("bitsandbytes", "accelerate"):
             if find_spec(package) is None:
                 raise ValueError(
-                    f"quantization={quantization!r}: {package} is missing; pip install -e '.[gpu]'"
+                    f"quantization={quantization!r}: {package} is missing; "
+                    + to_install("gpu", package)
                 )
     if device_map and find_spec("accelerate") is None:
         raise ValueError(
-            f"device_map={device_map!r}: accelerate is missing; pip install -e '.[gpu]'"
+            f"device_map={device_map!r}: accelerate is missing; " + to_install("gpu", "accelerate")
         )
     placed: dict[str, Any] = {}
     if device_map or (device != "cpu" and find_spec("accelerate") is not None):
