@@ -165,9 +165,18 @@ def test_lab_copies_and_never_overwrites(tmp_path, capsys):
 
 
 def test_lab_starts_on_this_machine_only(tmp_path, capsys, monkeypatch):
-    calls = []
-    ended = subprocess.CompletedProcess([], 5)
-    monkeypatch.setattr(subprocess, "run", lambda command: calls.append(command) or ended)
+    calls, ends = [], [KeyboardInterrupt, 5]
+
+    class Server:
+        def __init__(self, command):
+            calls.append(command)
+
+        def wait(self):
+            if (end := ends.pop(0)) is KeyboardInterrupt:
+                raise end
+            return end
+
+    monkeypatch.setattr(subprocess, "Popen", Server)
     assert cli.main(["lab", str(tmp_path)]) == 5
     (command,) = calls
     assert command[1:] == ["-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={tmp_path}"]
