@@ -1,5 +1,6 @@
 """Where things lie, the command `specnb`, and the wheel: built, installed apart, used elsewhere."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -7,11 +8,11 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from email.message import Message
 from pathlib import Path
 
 import nbformat
 import pytest
-from packaging.requirements import Requirement
 
 from specnb import batch, cli, doctor, paths, smollm2
 
@@ -74,13 +75,15 @@ def test_only_a_checkout_is_written_to(monkeypatch, capsys):
 
 
 def test_floors_are_those_of_the_metadata_without_a_pyproject(monkeypatch):
-    here = doctor.floors()
-    monkeypatch.setattr(paths, "is_checkout", lambda: False)
     python, needed = doctor.floors()
-    assert python == here[0]
-    assert {Requirement(line).name for line in needed} == {
-        Requirement(line).name for line in here[1]
-    }
+    assert python == ">=3.11" and "safetensors>=0.6" in needed
+    metadata = Message()
+    metadata["Requires-Python"] = ">=3.9"
+    for line in ("torch>=2.6", "transformers<6,>=5.0", "gguf>=0.10; extra == 'gguf'"):
+        metadata["Requires-Dist"] = line
+    monkeypatch.setattr(importlib.metadata, "metadata", {"specnb": metadata}.get)
+    monkeypatch.setattr(paths, "is_checkout", lambda: False)
+    assert doctor.floors() == (">=3.9", ["torch>=2.6", "transformers<6,>=5.0"])
 
 
 # ---- the command
