@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -247,12 +248,23 @@ def away(tmp_path_factory):
 def test_the_wheel_has_what_it_needs_and_no_more(away):
     assert away.wheel.stat().st_size < LARGEST
     names = zipfile.ZipFile(away.wheel).namelist()
-    assert not [name for name in names if name.startswith("specnb/bench/") or "/tests/" in name]
+    assert not [name for name in names if "/tests/" in name]
     for name in ("py.typed", "cli.py", "training/target.py"):
         assert f"specnb/{name}" in names
     sums = (ROOT / "data" / "SHA256SUMS").read_text().splitlines()
     for name in (*(f"data/{line.split('  ')[1]}" for line in sums), "notebooks/TEACHING.md"):
         assert f"specnb/_share/{name}" in names
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_the_wheel_has_what_notebooks_import(away):
+    texts = [path.read_text("utf-8") for path in paths.NOTEBOOKS.glob("*.ipynb")]
+    modules = {
+        name for text in texts for name in re.findall(r"(?:from|import) (specnb[.\w]+)", text)
+    }
+    assert "specnb.bench.quality" in modules  # that of lesson 02
+    away.call([away.python, "-c", "; ".join(f"import {name}" for name in sorted(modules))])
 
 
 @pytest.mark.slow
