@@ -54,7 +54,12 @@ def lab(folder: Path, start: bool) -> int:
     if not start:
         return 0
     command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={folder}"]
-    return subprocess.run(command).returncode
+    server = subprocess.Popen(command)
+    while True:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # it asks whether it should end, and ends its kernels
+            continue
 
 
 def _smollm2() -> int:

@@ -1,17 +1,19 @@
 """Where things lie, the command `specnb`, and the wheel: built, installed apart, used elsewhere."""
 
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from email.message import Message
 from pathlib import Path
 
 import nbformat
 import pytest
-from packaging.requirements import Requirement
 
 from specnb import batch, cli, doctor, paths, smollm2
 
@@ -74,13 +76,15 @@ def test_only_a_checkout_is_written_to(monkeypatch, capsys):
 
 
 def test_floors_are_those_of_the_metadata_without_a_pyproject(monkeypatch):
-    here = doctor.floors()
-    monkeypatch.setattr(paths, "is_checkout", lambda: False)
     python, needed = doctor.floors()
-    assert python == here[0]
-    assert {Requirement(line).name for line in needed} == {
-        Requirement(line).name for line in here[1]
-    }
+    assert python == ">=3.11" and "safetensors>=0.6" in needed
+    metadata = Message()
+    metadata["Requires-Python"] = ">=3.9"
+    for line in ("torch>=2.6", "transformers<6,>=5.0", "gguf>=0.10; extra == 'gguf'"):
+        metadata["Requires-Dist"] = line
+    monkeypatch.setattr(importlib.metadata, "metadata", {"specnb": metadata}.get)
+    monkeypatch.setattr(paths, "is_checkout", lambda: False)
+    assert doctor.floors() == (">=3.9", ["torch>=2.6", "transformers<6,>=5.0"])
 
 
 # ---- the command
@@ -165,9 +169,18 @@ def test_lab_copies_and_never_overwrites(tmp_path, capsys):
 
 
 def test_lab_starts_on_this_machine_only(tmp_path, capsys, monkeypatch):
-    calls = []
-    ended = subprocess.CompletedProcess([], 5)
-    monkeypatch.setattr(subprocess, "run", lambda command: calls.append(command) or ended)
+    calls, ends = [], [KeyboardInterrupt, 5]
+
+    class Server:
+        def __init__(self, command):
+            calls.append(command)
+
+        def wait(self):
+            if (end := ends.pop(0)) is KeyboardInterrupt:
+                raise end
+            return end
+
+    monkeypatch.setattr(subprocess, "Popen", Server)
     assert cli.main(["lab", str(tmp_path)]) == 5
     (command,) = calls
     assert command[1:] == ["-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={tmp_path}"]
@@ -241,6 +254,17 @@ def test_the_wheel_has_what_it_needs_and_no_more(away):
     sums = (ROOT / "data" / "SHA256SUMS").read_text().splitlines()
     for name in (*(f"data/{line.split('  ')[1]}" for line in sums), "notebooks/TEACHING.md"):
         assert f"specnb/_share/{name}" in names
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_the_wheel_has_what_notebooks_import(away):
+    texts = [path.read_text("utf-8") for path in paths.NOTEBOOKS.glob("*.ipynb")]
+    modules = {
+        name for text in texts for name in re.findall(r"(?:from|import) (specnb[.\w]+)", text)
+    }
+    assert "specnb.bench.quality" in modules  # that of lesson 02
+    away.call([away.python, "-c", "; ".join(f"import {name}" for name in sorted(modules))])
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from specnb.bench.quality import BARS
-from specnb.paths import DATA, PACKAGE
+from specnb.paths import DATA, PACKAGE, need_checkout
 from specnb.scenes import TASKS
 from specnb.training import drafter, target
 from specnb.training.loop import Stage
@@ -225,6 +225,10 @@ by `specnb.training` on those. Licence: Apache-2.0, like the code. No file comes
 
 
 if __name__ == "__main__":
+    try:
+        need_checkout("cards")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     write_cards(
         DATA,
         load_figures(DATA / "models" / "quality.json"),
