@@ -14,7 +14,7 @@ from typing import Any
 
 from specnb import notebook, smollm2, tuning
 from specnb.decode import autoregressive, speculative
-from specnb.drafters import Chain, Drafter, PromptLookup
+from specnb.drafters import Chain, Drafter, PromptLookup, TopKTree
 from specnb.methods import method, name_of
 from specnb.models.base import Pair
 from specnb.record import Record
@@ -58,6 +58,13 @@ def remarks(cfg: notebook.RunConfig, pair: Pair) -> str:
     lines = ["drafts: by the draft model, one token after another"]
     if cfg.drafter:
         lines = [f"drafts: by {cfg.drafter}"]
+        found = chosen(cfg, pair)
+        draws_a_tree = getattr(found, "branches", False) and not isinstance(found, TopKTree)
+        if cfg.temperature == 0 and draws_a_tree:
+            lines.append(
+                "temperature 0: a tree that is drawn has one child per node there, so it is a "
+                "chain; take TopKTree, or a temperature above 0"
+            )
     elif pair.draft is None:
         lines = ["drafts: no draft model, so they are looked up in the prompt (PromptLookup)"]
     if not pair.target.sees_images and not cfg.prompts:

@@ -105,6 +105,23 @@ def addresses(text: str) -> tuple[str, ...]:
     return tuple(m["address"] for m in ADDRESS.finditer(text) if m["address"])
 
 
+def absolute(text: str, beside: str | Path) -> str:
+    """The text with the whole path of every file that lies in the folder `beside`."""
+    folder = Path(beside)
+
+    def moved(address: str) -> str:
+        place, _, name = address.rpartition(":")
+        there = folder / place
+        if not place.endswith(".py") or not there.is_file():
+            return address
+        return f"{there.resolve().as_posix()}:{name}"
+
+    start, rest = "", text.strip()
+    if whole := FILE.fullmatch(rest):
+        start, rest = moved(whole["address"]), whole["call"] or ""
+    return start + ADDRESS.sub(lambda m: moved(m["address"]) if m["address"] else m[0], rest)
+
+
 def source_of(address: str, beside: str | Path = "") -> Path | None:
     """The file that an address stands in; None where that is not known, as for `__main__`."""
     place = address.rpartition(":")[0]

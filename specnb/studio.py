@@ -135,7 +135,7 @@ class Studio:
         """
         drafter = method.drafter()
         draft_sampling = question.sampling
-        if question.sampling.temperature == 0 and method.name in ("RSD-C", "RSD-S", "iid tree"):
+        if question.sampling.temperature == 0 and getattr(drafter, "branches", False):
             draft_sampling = replace(question.sampling, temperature=1.0)
         return self._begin(question, self.pair, drafter, draft_sampling)
 

@@ -171,10 +171,11 @@ def test_plain_runs_are_decoded_once(pair, items, forwards):
 
 @pytest.mark.weights
 def test_trees_branch_in_greedy_text(pair, items):
-    run = Studio(pair).run(question(items[0], temperature=0.0), Method("RSD-C")).record()
-    assert max(block.n_drafted for block in run.blocks) > 3
     alone = sn.autoregressive(pair.target, items[0].prompt, items[0].image, max_new_tokens=24)
-    assert run.token_ids == alone.token_ids
+    for method in (Method("RSD-C"), Method(OWN, path="GumbelTopK((3, 2, 1))")):
+        run = Studio(pair).run(question(items[0], temperature=0.0), method).record()
+        assert max(block.n_drafted for block in run.blocks) > 3
+        assert run.token_ids == alone.token_ids
 
 
 @pytest.mark.weights

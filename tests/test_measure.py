@@ -16,7 +16,7 @@ from specnb import measure
 from specnb.bench import stopping, trees
 from specnb.measure import Row, RowCache, in_turns, stats, turns
 from specnb.measure import rows as rows_module
-from specnb.measure.rows import code_of_figures, models_of, prompt_key, source_of
+from specnb.measure.rows import code_of, code_of_figures, models_of, prompt_key
 from specnb.models import TableModel
 
 PAIR = sn.Pair(TableModel.random(6, seed=1), TableModel.random(6, seed=2))
@@ -44,6 +44,38 @@ def test_a_row_is_taken_again(tmp_path):
 @dataclass(frozen=True)
 class Half(sn.Chain):
     """A class that is not of the package."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """A drafter that holds another one."""
+
+    inner: sn.drafters.Drafter = Half(4)
+
+    def start(self, pair, prompt, image, sampling):
+        return self.inner.start(pair, prompt, image, sampling)
+
+
+def test_the_code_of_a_method_is_all_of_its_classes(tmp_path, monkeypatch):
+    """Of its base classes, and of whatever it holds."""
+    for name in ("base", "held"):
+        (tmp_path / f"{name}.py").write_text(
+            "from dataclasses import dataclass\nimport specnb as sn\n"
+            f"@dataclass(frozen=True)\nclass {name.title()}(sn.Chain):\n    pass\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    import base
+    import held
+
+    @dataclass(frozen=True)
+    class Derived(base.Base):
+        pass
+
+    Derived.__module__ = "specnb.elsewhere"
+    assert code_of(Derived()) == code_of(base.Base()) != ""
+    monkeypatch.setattr(Around, "__module__", "specnb.elsewhere")
+    assert code_of(Around(held.Held())) == code_of(held.Held())
+    assert code_of(held.Held()) != code_of(base.Base())
 
 
 OTHERS = {
@@ -129,13 +161,15 @@ def test_a_method_without_a_text_is_refused_first(tmp_path):
     assert not (tmp_path / "rows.jsonl").exists()
 
 
-def test_what_a_key_holds():
+def test_what_a_key_holds(tmp_path):
     assert prompt_key("a") != prompt_key("b")
     red, blue = (Image.new("RGB", (2, 2), name) for name in ("red", "blue"))
     assert len({prompt_key("a"), prompt_key("a", red), prompt_key("a", blue)}) == 3
     assert prompt_key("a", [red]) == prompt_key("a", red) == prompt_key("a", red.copy())
+    red.save(tmp_path / "red.png")
+    assert prompt_key("a", tmp_path / "red.png") == prompt_key("a", red)
     assert models_of(PAIR) != models_of(sn.Pair(PAIR.target))
-    assert source_of(sn.Chain()) == "" != source_of(Half())
+    assert code_of(sn.Chain()) == "" != code_of(Half())
 
 
 def test_turns_go_round():
@@ -185,6 +219,25 @@ def test_a_prompt_is_drawn_with_its_seeds_and_temperatures():
         "block_efficiency",
     )
     assert narrow["high"] - narrow["low"] < 0.5 * (few["high"] - few["low"])
+
+
+def test_prompts_of_two_tasks_are_drawn_apart():
+    """With one and the same draw for both, their chances would add up instead of evening out."""
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(10, 60, 30)
+
+    def cell(task):
+        ours = [row(f"{task} {i:02}", int(n)) for i, n in enumerate(tokens)]
+        return ours, [row(f"{task} {i:02}", 20) for i in range(30)]
+
+    def width(*tasks):
+        found = stats.geometric_ratio([cell(task) for task in tasks], "block_efficiency")
+        return np.log(found["high"] / found["low"])
+
+    one = width("a")
+    assert width("a", "a") == pytest.approx(one)
+    assert width("a", "b") == pytest.approx(one / 2**0.5, rel=0.1)
+    assert width("a", "b", "c", "d") == pytest.approx(one / 2, rel=0.1)
 
 
 def test_rows_that_do_not_pair_up_are_refused():

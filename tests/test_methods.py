@@ -276,6 +276,31 @@ def test_a_sweep_runs_only_code_beside_it(folder, text):
         assert (folder / "ran").exists()
 
 
+@pytest.mark.parametrize("place", ["away.py", "~/away.py"])
+def test_a_file_that_is_not_beside_the_sweep_is_not_looked_for_elsewhere(
+    folder, monkeypatch, place
+):
+    """Neither in the working directory nor at home, where the same words lead to a file."""
+    (folder / "beside").mkdir()
+    (folder / "away.py").write_text(MINE.replace("import helper", "open('ran', 'w')"))
+    monkeypatch.setenv("HOME", str(folder))
+    with pytest.raises(ValueError, match="--allow-code"):
+        plan_of_drafters(folder / "beside", f"{place}:Half(3)")
+    assert not (folder / "ran").exists()
+
+
+def test_files_beside_a_sweep_become_whole_paths(folder):
+    (folder / "sub").mkdir()
+    for place in ("a.py", "sub/a.py"):
+        (folder / place).write_text("")
+    here = folder.resolve().as_posix()
+    said = methods.absolute(
+        "Chain(3, stop=sub/a.py:Rule(a.py:Name), x=b.py:Name, y=m:Name)", folder
+    )
+    assert said == (f"Chain(3, stop={here}/sub/a.py:Rule({here}/a.py:Name), x=b.py:Name, y=m:Name)")
+    assert methods.absolute("a.py:Name('a.py:Name')", folder) == f"{here}/a.py:Name('a.py:Name')"
+
+
 def test_a_sweep_with_a_drafter_and_what_it_overrides_is_refused(folder):
     (folder / "sweep.yml").write_text(
         SWEEP % "Chain(2)" + "sets: [{draft_length: 5, drafter: Chain}]"

@@ -201,8 +201,9 @@ def test_a_pair_gets_a_drafter_that_can_draft():
     with_model, without = slow.pair(), slow.pair(draft=False)
     assert lesson.drafter(with_model, 4) == sn.Chain(4)
     assert lesson.drafter(without, 4) == sn.PromptLookup(length=4)
-    assert lesson.methods(with_model, 4) == {"chain": sn.Chain(4)}
-    assert lesson.methods(without, 4) == {"prompt lookup": sn.PromptLookup(length=4)}
+    cfg = sn.RunConfig(draft_length=4)
+    assert lesson.methods(cfg, with_model) == {"chain": sn.Chain(4)}
+    assert lesson.methods(cfg, without) == {"prompt lookup": sn.PromptLookup(length=4)}
 
 
 def test_remarks_hold_for_the_pair(cache, workshop):
@@ -214,6 +215,17 @@ def test_remarks_hold_for_the_pair(cache, workshop):
     blind.path = str(make())
     assert "offensive" in lesson.remarks(cfg, sn.Pair(blind))
     assert "offensive" not in lesson.remarks(sn.RunConfig(temperature=0.5), sn.Pair(blind))
+
+
+def test_a_drafter_by_its_text_is_what_drafts():
+    pair, cfg = slow.pair(), sn.RunConfig(temperature=0.0, drafter="GumbelTopK((2, 1))")
+    assert lesson.chosen(cfg, pair) == sn.GumbelTopK((2, 1))
+    assert lesson.methods(cfg, pair) == lesson.own(cfg) == {cfg.drafter: sn.GumbelTopK((2, 1))}
+    assert "so it is a chain" in lesson.remarks(cfg, pair)
+    for drafter, temperature in (("TopKTree((2, 1))", 0.0), ("Chain(3)", 0.0), (cfg.drafter, 1.0)):
+        other = sn.RunConfig(temperature=temperature, drafter=drafter)
+        assert f"by {drafter}" in lesson.remarks(other, pair)
+        assert "so it is a chain" not in lesson.remarks(other, pair)
 
 
 def test_a_lookup_is_tuned_by_timing_it(monkeypatch):

@@ -21,8 +21,9 @@ def estimates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Both are ratios of sums over the group's measurements: tokens / target calls, and plain
     decoding's time per token / the method's. Intervals come from 2,000 bootstrap draws of prompts,
-    `n` of them, each with all that was measured on it: every seed and temperature. ValueError where
-    the table lacks a column.
+    `n` of them, each with all that was measured on it: every temperature, and every seed of a
+    prompt from a file (the built-in tasks make other prompts of another seed). ValueError where the
+    table lacks a column.
     """
     import pandas as pd
 

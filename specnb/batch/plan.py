@@ -119,24 +119,25 @@ def _absolute(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
         if given.get(name) and there.exists():
             found[name] = str(there.resolve())
     if isinstance(text := given.get(DRAFTER), str):
-        for address in methods.addresses(text):
-            place, _, name = address.rpartition(":")
-            if place.endswith(".py") and (there := base / place).is_file():
-                text = text.replace(address, f"{there.resolve().as_posix()}:{name}")
-        found[DRAFTER] = text
+        found[DRAFTER] = methods.absolute(text, base)
     return found
 
 
 def _check_code(sets: Sequence[Mapping[str, Any]], base: Path) -> None:
-    """ValueError where a sweep names code that does not lie beside it."""
+    """ValueError where a sweep names code that does not lie beside it.
+
+    A file that is not there is refused as well: it would be looked for in the working directory.
+    """
     for text in (one.get(DRAFTER) for one in sets):
         for address in methods.addresses(text) if isinstance(text, str) else ():
             place = address.rpartition(":")[0]
             file = (base / place).resolve()
-            if not place.endswith(".py") or not file.is_relative_to(base.resolve()):
+            beside = file.is_file() and file.is_relative_to(base.resolve())
+            if not place.endswith(".py") or not beside:
                 raise ValueError(
                     f"drafter={shown(text)}: a sweep runs code that lies beside it, as in "
-                    "mine.py:Name, and no other; start it with --allow-code if you trust it"
+                    "mine.py:Name, and no other; put the file there, or start the sweep with "
+                    "--allow-code if you trust it"
                 )
 
 

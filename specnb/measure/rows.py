@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from specnb import methods
 from specnb.files import sum_of
 from specnb.models.base import Model, Pair
 from specnb.models.folders import fingerprint
+from specnb.models.pictures import as_pictures
 from specnb.paths import PACKAGE
 from specnb.record import Record
 from specnb.sampling import Sampling
@@ -99,34 +102,39 @@ class Setting:
 def prompt_key(prompt: Any, image: Any = None) -> str:
     """A sum over a prompt (text, messages or ids) and the pixels of its pictures."""
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode())
-    images = image if isinstance(image, list | tuple) else [image]
-    for one in images:
-        if one is None:
-            continue
-        if isinstance(one, str | os.PathLike):
-            digest.update(Path(one).read_bytes())
-        else:
-            digest.update(f"{one.mode} {one.size}".encode() + one.tobytes())
+    for one in [] if image is None else as_pictures(image):
+        digest.update(f"{one.size}".encode() + one.tobytes())
     return digest.hexdigest()[:16]
 
 
-def source_of(drafter: Any) -> str:
-    """A sum over the files of classes that are not of this package: of a drafter and its rule."""
-    classes = {type(drafter), type(getattr(drafter, "stop", None))}
-    files = set()
-    for cls in classes:
-        if cls.__module__.split(".")[0] in ("specnb", "builtins"):
+def code_of(drafter: Any) -> str:
+    """A sum over the files of a method's classes that are not of this package; "" without any.
+
+    Its base classes count, and those of whatever it holds (a stopping rule, another drafter), but
+    not what their files import.
+    """
+    sources = set()
+    for cls in {base for one in _parts(drafter) for base in type(one).__mro__}:
+        root = cls.__module__.split(".")[0]
+        if root == "specnb" or root in sys.stdlib_module_names:
             continue
         # The whole file, but of a notebook's class its own text.
         whole = cls if cls.__module__ == "__main__" else sys.modules[cls.__module__]
         try:
-            files.add(inspect.getsource(whole))
+            sources.add(inspect.getsource(whole))
         except (OSError, TypeError):
             raise ValueError(
                 f"drafter={cls.__qualname__}: its source cannot be read, by which its rows would "
                 "be known; put the class into a file"
             ) from None
-    return hashlib.sha256("".join(sorted(files)).encode()).hexdigest()[:16] if files else ""
+    return hashlib.sha256("".join(sorted(sources)).encode()).hexdigest()[:16] if sources else ""
+
+
+def _parts(thing: Any) -> Iterator[Any]:
+    """A method, and all that its fields hold."""
+    yield thing
+    for field in dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ():
+        yield from _parts(getattr(thing, field.name))
 
 
 def models_of(pair: Pair) -> str:
@@ -166,7 +174,7 @@ def versions() -> dict[str, str]:
 
 def method_key(drafter: Any) -> tuple[str, str]:
     """A method as part of a key: its text and the sum of its source. ValueError without a text."""
-    return methods.name_of(drafter), source_of(drafter)
+    return methods.name_of(drafter), code_of(drafter)
 
 
 # ------------------------------------------------------------------------------------- files

@@ -47,9 +47,10 @@ def best_of(rows: Mapping[str, Sequence[Row]], names: Iterable[str], figure: str
     return max(names, key=lambda name: pooled(rows[name], figure))
 
 
-def how_often(n: int) -> np.ndarray:
-    """How often each of n prompts is drawn, [DRAWS, n]: every time the same draws."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS).astype(float)
+def how_often(n: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """How often each of n prompts is drawn, [DRAWS, n]: every time the same without an `rng`."""
+    rng = np.random.default_rng(0) if rng is None else rng
+    return rng.multinomial(n, np.full(n, 1 / n), DRAWS).astype(float)
 
 
 def ends(values: np.ndarray) -> tuple[float, float]:
@@ -95,9 +96,12 @@ def geometric_ratio(
 
     `cells` holds one (a, b) per task and temperature; rows of a and b pair up by prompt and seed.
     Cells on the same prompts share their draws: a prompt is drawn with all of its temperatures.
+    Cells on other prompts are drawn by themselves.
     ValueError where a and b are not of the same prompts and seeds.
     """
     logs, spread = [], np.zeros(DRAWS)
+    rng = np.random.default_rng(0)
+    draws: dict[tuple[str, ...], np.ndarray] = {}
     for ours, theirs in cells:
         pairs = [[(row.prompt, row.seed) for row in rows] for rows in (ours, theirs)]
         if pairs[0] != pairs[1]:
@@ -106,7 +110,10 @@ def geometric_ratio(
         order = sorted(range(len(ours)), key=lambda i: ours[i].prompt)
         groups = [ours[i].prompt for i in order]
         sums = [by_prompt(groups, _counts([rows[i] for i in order])) for rows in (ours, theirs)]
-        often = how_often(len(sums[0]))
+        prompts = tuple(dict.fromkeys(groups))
+        if prompts not in draws:
+            draws[prompts] = how_often(len(prompts), rng)
+        often = draws[prompts]
         drawn, whole = (
             np.log(_figure(part[0], figure) / _figure(part[1], figure))
             for part in ([often @ one for one in sums], [one.sum(0) for one in sums])
