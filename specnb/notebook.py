@@ -115,8 +115,8 @@ class RunConfig:
     prompts: str = ""
     n_prompts: int = 4
     seed: int = 0
+    drafter: str = ""  # a method by its text (`specnb.methods`), in place of `draft_length`
     out_dir: str = ""
-    drafter: str = ""
 
     def __post_init__(self):
         from specnb import smollm2
