@@ -6,7 +6,7 @@ the law that each child was drawn from. `TreeDrafting` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specnb.arguments import shown
-from specnb.knobs import CHOICE, knob, settle
+from specnb.knobs import knob, rule_knob, settle
 from specnb.models.base import Context, Model, Pair, PromptTooLong
 from specnb.sampling import Draws, NoNumbers, Sampling
 from specnb.stopping import FixedLength, StoppingRule, is_rule
@@ -86,19 +86,22 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class _Tree:
-    """What all drafters with a model share. Subclasses say how deep, and `expand`."""
+    """What all drafters with a model share. Subclasses say how deep, and `expand`.
+
+    stop: when a level is the last one. verify: by which rule the target takes the tree apart, the
+    name of one that is exact for it, or a function `rule(tree, root_probs, node_probs, draws,
+    eos_ids) -> Outcome` of one's own, which `specnb.exact.law` can hold against the target's law.
+    """
 
     stop: StoppingRule = field(default_factory=FixedLength, kw_only=True)
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive")
+    )
 
     def __post_init__(self) -> None:
         if not is_rule(self.stop):
             raise ValueError(f"stop={shown(self.stop)}: give a stopping rule, as in AdaEDL(0.5)")
         settle(self)
-
-    @property
-    def rule(self) -> str:
-        """By which the verifier takes the tree apart."""
-        return "recursive"
 
     @property
     def branches(self) -> bool:
@@ -209,7 +212,7 @@ class TreeDrafting:
             parents=tuple(parents),
             probs=torch.stack(laws) if laws else torch.empty(0, self.vocab_size),
             drawn=tuple(drawn),
-            rule=self.settings.rule,
+            rule=self.settings.verify,
             forwards=forwards,
             stopped_by=stopped_by,
             threshold=threshold,
@@ -350,13 +353,9 @@ class IIDTree(_Branching):
     (K, 1, ..., 1) is SpecTr's K paths (2310.15141).
     """
 
-    verify: str = knob(
-        "recursive", kind=CHOICE, choices=("recursive", "kseq"), kw_only=True, words="the rule"
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive", "kseq")
     )
-
-    @property
-    def rule(self) -> str:
-        return self.verify
 
     def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         for row, times in enumerate(level.times):

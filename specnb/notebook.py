@@ -248,7 +248,7 @@ class TreeConfig(RunConfig):
     @property
     def shape(self) -> tuple[int, ...]:
         """The children per level."""
-        from specnb.studio import shape_of
+        from specnb.knobs import shape_of
 
         return shape_of(self.branching)
 

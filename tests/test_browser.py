@@ -15,7 +15,7 @@ from axe import complaints
 
 from specnb.bench import browser
 from specnb.live import VIEWS
-from specnb.studio import LOOKUP, METHODS, OWN
+from specnb.live.methods import LOOKUP, METHODS, OWN
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

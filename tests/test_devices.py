@@ -37,9 +37,7 @@ def decoded(drafter, place, temperature):
     setting = sn.Sampling(temperature)
     drawn = sn.Sampling(1.0)
     pair = Pair(target, draft)
-    decoding = sn.decode.Decoding(
-        pair, prompt, drafter=drafter, sampling=setting, draft_sampling=drawn, max_new_tokens=24
-    )
+    decoding = sn.Decoding(pair, sn.Request(prompt, None, setting, drawn, 24), drafter)
     while decoding.finish is None:
         decoding.step()
     decoding.record()
@@ -98,7 +96,7 @@ def test_every_time_of_a_run_is_taken_on_the_targets_device(monkeypatch):
     now = sn.decode._now
     monkeypatch.setattr(sn.decode, "_now", lambda device: asked.append(device) or now(device))
     pair = sn.load_pair()
-    decoding = sn.decode.Decoding(pair, "Describe the picture.", drafter=sn.Chain(2))
+    decoding = sn.Decoding(pair, sn.Request("Describe the picture."), sn.Chain(2))
     decoding.step()
     decoding.force(5)
     assert asked == [torch.device("cpu")] * (2 + 4 + 3)

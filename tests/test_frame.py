@@ -183,10 +183,10 @@ FLOORS = {
     **dict.fromkeys(
         ["drafters", "stopping", "verify", "models", "scenes", "smollm2", "methods"], 1
     ),
-    **dict.fromkeys(["decode", "exact", "laws", "training", "measure"], 2),
+    **dict.fromkeys(["decode", "recording", "exact", "replay", "training", "measure"], 2),
     **dict.fromkeys(["views"], 3),
     **dict.fromkeys(
-        ["tuning", "pages", "studio", "live", "batch", "checks", "doctor", "bench", "notebook"], 4
+        ["tuning", "session", "live", "batch", "checks", "doctor", "bench", "notebook"], 4
     ),
     **dict.fromkeys(["lesson", "cli"], 4),
 }

@@ -21,13 +21,14 @@ import slow
 from PIL import Image
 
 import specnb as sn
-from specnb import live, studio
+from specnb import live, session
+from specnb.knobs import shape_of
 from specnb.live import MODES, VIEWS, Workbench, growth, pictures, sliders
 from specnb.live.lacks import NO_DRAFT, NO_EYES, NO_RATIO
-from specnb.live.methods import MethodControls
+from specnb.live.methods import LOOKUP, METHODS, OWN, Method, MethodControls
 from specnb.live.page import Page
 from specnb.models.base import Context
-from specnb.studio import LOOKUP, METHODS, OWN, Method, Question, Studio, Walk, shape_of
+from specnb.session import Session, Stepper
 
 # ---- plain sliders
 
@@ -130,7 +131,7 @@ def items():
 
 
 def question(item, temperature=1.0, seed=0, n=24):
-    return Question(item.prompt, item.image, sn.Sampling(temperature), seed, n)
+    return sn.Request(item.prompt, item.image, sn.Sampling(temperature), None, n, seed)
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def forwards(monkeypatch):
 
 @pytest.mark.weights
 def test_plain_runs_are_decoded_once(pair, items, forwards):
-    at = Studio(pair)
+    at = Session(pair)
     first = at.plain(question(items[0]))
     used = forwards["target"]
     assert used == len(first.blocks) and at.plain(question(items[0])) is first
@@ -173,17 +174,17 @@ def test_plain_runs_are_decoded_once(pair, items, forwards):
 def test_trees_branch_in_greedy_text(pair, items):
     alone = sn.autoregressive(pair.target, items[0].prompt, items[0].image, max_new_tokens=24)
     for method in (Method("RSD-C"), Method(OWN, path="GumbelTopK((3, 2, 1))")):
-        run = Studio(pair).run(question(items[0], temperature=0.0), method).record()
+        run = Session(pair).run(question(items[0], temperature=0.0), method.drafter()).record()
         assert max(block.n_drafted for block in run.blocks) > 3
         assert run.token_ids == alone.token_ids
 
 
 @pytest.mark.weights
 @pytest.mark.parametrize("name", ["chain", "RSD-S"])
-def test_a_walk_is_the_run_in_slow_motion(pair, items, name):
-    asked, method, at = question(items[0]), Method(name), Studio(pair)
-    whole = at.run(asked, method).record()
-    walk = Walk(lambda: at.begin(asked, method))
+def test_stepping_is_the_run_in_slow_motion(pair, items, name):
+    asked, drafter, at = question(items[0]), Method(name).drafter(), Session(pair)
+    whole = at.run(asked, drafter).record()
+    walk = Stepper(lambda: at.begin(asked, drafter))
     seen = [(walk.shown, walk.phase)]
     while not walk.ended:
         walk.next()
@@ -203,8 +204,8 @@ def test_a_walk_is_the_run_in_slow_motion(pair, items, name):
 
 @pytest.mark.weights
 def test_a_forced_token_stands_in_the_text(pair, items):
-    at = Studio(pair)
-    walk = Walk(lambda: at.begin(question(items[0]), Method()))
+    at = Session(pair)
+    walk = Stepper(lambda: at.begin(question(items[0]), sn.Chain()))
     for _ in range(4):
         walk.next()
     before = walk.text.record()
@@ -251,11 +252,11 @@ def test_a_forced_token_stands_in_the_text(pair, items):
 )
 def test_laws_computed_anew_equal_the_record(pair, items, drafter):
     asked = {"sampling": sn.Sampling(0.8, top_p=0.95), "seed": 3, "max_new_tokens": 20}
-    run = sn.decode.Decoding(pair, items[0].prompt, items[0].image, drafter=drafter, **asked)
+    run = sn.Decoding(pair, sn.Request(items[0].prompt, items[0].image, **asked), drafter)
     while run.finish is None:
         run.step()
     for row in run.record().tokens:
-        laws = sn.laws.laws_of(run, row)
+        laws = sn.replay.distributions_at(run, row)
         assert float(laws.target[row.token_id]) == pytest.approx(row.target_prob, abs=1e-5)
         if row.node >= 0 and not isinstance(drafter, sn.PromptLookup):
             assert float(laws.draft[row.token_id]) == pytest.approx(row.draft_prob, abs=1e-5)
@@ -269,11 +270,12 @@ def test_laws_computed_anew_equal_the_record(pair, items, drafter):
 @pytest.mark.weights
 def test_laws_computed_anew_catch_a_wrong_record(pair, items, monkeypatch):
     """Siblings without the earlier ones taken out of their law: the comparison must see it."""
-    run = Studio(pair).run(question(items[0]), Method("RSD-C"))
+    run = Session(pair).run(question(items[0]), Method("RSD-C").drafter())
     monkeypatch.setattr(sn.GumbelTopK, "child_law", lambda self, probs, earlier, token: probs)
     rows = [row for row in run.record().tokens if row.node >= 0]
     apart = [
-        abs(float(sn.laws.laws_of(run, row).draft[row.token_id]) - row.draft_prob) for row in rows
+        abs(float(sn.replay.distributions_at(run, row).draft[row.token_id]) - row.draft_prob)
+        for row in rows
     ]
     assert max(apart) > 0.01
 
@@ -356,8 +358,8 @@ def test_every_control_of_a_method_moves_every_view(panel, forwards, method, nam
 def test_a_panel_that_shows_old_runs_is_caught(pair, items, forwards, monkeypatch):
     """The count of forwards is a test that can fail."""
     panel = bench(pair, items, views=("tokens",))
-    kept = panel._studio.run(panel.question, panel.a.value())
-    monkeypatch.setattr(panel._studio, "begin", lambda *_: kept)
+    kept = panel._session.run(panel.request, panel.a.value().drafter())
+    monkeypatch.setattr(panel._session, "begin", lambda *_: kept)
     used = forwards["target"]
     panel.a.controls["draft_length"].value = 9
     assert panel.page.alert.value == "" and forwards["target"] == used
@@ -423,7 +425,7 @@ def test_a_picture_of_ones_own(pair, items, old, monkeypatch):
     monkeypatch.setattr(panel.chooser, "file", Upload)
     panel.page.on(panel.chooser._take_file)(None)
     assert_followed(panel, picture=4)
-    assert panel.question.image.size == (40, 30)
+    assert panel.request.image.size == (40, 30)
     Upload.value = uploaded(b"no picture", old)
     panel.page.on(panel.chooser._take_file)(None)
     assert "no picture" in panel.page.alert.value and "PNG or JPEG" in panel.page.alert.value
@@ -518,7 +520,7 @@ def test_views_can_be_switched(pair, items, forwards):
     panel = bench(pair, items, views=("tokens",))
     used = forwards["target"]
     panel.toggles["time"].value = True  # the same run, and a plain one
-    plain = panel._studio.plain(panel.question)
+    plain = panel._session.plain(panel.request)
     assert forwards["target"] == used + len(plain.blocks)
     assert set(states(panel)) == {"tokens", "time"}
     panel.toggles["tokens"].value = False
@@ -534,7 +536,7 @@ def test_compare_shows_both_on_one_seed(pair, items):
     assert_followed(panel, against=str(Method("RSD-S", draft_length=3)))
     text = panel.views["aligned"].value
     assert "The texts are the same, token for token" in text
-    assert text.count('class="snb-pairs"') == 1 + len(panel._studio.plain(panel.question).token_ids)
+    assert text.count('class="snb-pairs"') == 1 + len(panel._session.plain(panel.request).token_ids)
     panel.b.controls["width"].value = 5
     assert_followed(panel, against=str(Method("RSD-S", draft_length=3, width=5)))
     panel.drawing["temperature"].value = 1.0
@@ -643,7 +645,7 @@ def test_models_can_be_changed(pair, items):
     assert "there is no such folder" in panel.page.alert.value
     panel.paths["draft"].value = pair.draft.path
     panel.load.click()
-    assert panel._studio.pair is not pair
+    assert panel._session.pair is not pair
     assert_followed(panel)
 
 
@@ -683,7 +685,7 @@ def test_wrong_arguments_are_refused(pair, items):
 
 
 def test_modes_and_methods_are_the_words_of_the_lesson():
-    assert MODES[0] == "whole text" and studio.PHASES == ("draft", "verify", "accept", "commit")
+    assert MODES[0] == "whole text" and session.PHASES == ("draft", "verify", "accept", "commit")
 
 
 # ---- targets that read text only, pairs without a draft model
@@ -765,7 +767,7 @@ def test_looked_up_drafts_are_drafts():
     panel.drawing["temperature"].value = 0.0
     run = panel._record
     assert any(block.n_drafted for block in run.blocks) and run.parameter_ratio is None
-    alone = sn.autoregressive(panel._studio.pair.target, slow.ITEMS[0].prompt, max_new_tokens=64)
+    alone = sn.autoregressive(panel._session.pair.target, slow.ITEMS[0].prompt, max_new_tokens=64)
     assert run.token_ids == alone.token_ids
 
 
@@ -795,8 +797,8 @@ def done_by(record) -> tuple:
 
 def same_at_once(panel):
     """The run that the panel shows, decoded in one go."""
-    quick = slow.pair(0, draft=panel._studio.pair.draft is not None)
-    return Studio(quick).run(panel.question, panel.a.value()).record()
+    quick = slow.pair(0, draft=panel._session.pair.draft is not None)
+    return Session(quick).run(panel.request, panel.a.value().drafter()).record()
 
 
 async def until(true, seconds=30.0) -> None:
@@ -860,13 +862,13 @@ def test_the_expected_seconds_are_those_of_the_tokens_left(unchecked):
 
 def watched(panel) -> list:
     """Every run that the panel begins from now on."""
-    begun, begin = [], panel._studio._begin
+    begun, begin = [], panel._session._begin
 
     def noted(*args):
         begun.append(begin(*args))
         return begun[-1]
 
-    panel._studio._begin = noted
+    panel._session._begin = noted
     return begun
 
 
@@ -918,7 +920,7 @@ def test_every_other_move_stops_it_too(stop, monkeypatch):
     async def move():
         panel = slow_bench(slow.pair(), views=("figures",))
         await until(lambda: "plain decoding" in panel.page.status.value)
-        before = panel._studio.pair.target.forwards
+        before = panel._session.pair.target.forwards
         if stop == "load":
 
             def load(*_):
@@ -937,16 +939,16 @@ def test_every_other_move_stops_it_too(stop, monkeypatch):
     if stop == "load":
         assert going_on == [False] and set(states(panel)) == {"figures"}
     else:
-        assert panel._studio.pair.target.forwards > before
+        assert panel._session.pair.target.forwards > before
         assert set(states(panel)) == {"figures", "tokens"}
 
 
 def test_the_plain_run_grows_and_goes_on_where_it_was_stopped():
     async def move():
         panel = slow_bench(slow.pair(), views=("figures", "time"))
-        await until(lambda: panel._studio._half_done)
+        await until(lambda: panel._session._half_done)
         begun, seen = watched(panel), []
-        plain = panel._studio._half_done[1]
+        plain = panel._session._half_done[1]
         await until(lambda: len(plain.blocks) > 5)
         panel.a.controls["draft_length"].value = 2
         assert plain.finish is None
@@ -959,13 +961,13 @@ def test_the_plain_run_grows_and_goes_on_where_it_was_stopped():
     panel, begun, plain, seen = asyncio.run(move())
     assert len(seen) >= 3 and all("plain decoding" in text and "so_far" in text for text in seen)
     assert len(begun) == 1  # the method's: the plain one was there
-    assert panel._studio.plain(panel.question).token_ids == plain.record().token_ids
+    assert panel._session.plain(panel.request).token_ids == plain.record().token_ids
     assert plain.finish == "length"
     assert_followed(panel)
     alone = sn.autoregressive(
         slow.pair(0).target,
-        panel.question.prompt,
-        sampling=panel.question.sampling,
+        panel.request.prompt,
+        sampling=panel.request.sampling,
         max_new_tokens=64,
         seed=0,
     )
@@ -986,7 +988,7 @@ def test_two_slow_runs_grow_side_by_side():
     assert "(so far)" not in panel.views["aligned"].value
     assert_followed(panel, mode="compare")
     for controls in (panel.a, panel.b):
-        run = Studio(slow.pair(0)).run(panel.question, controls.value()).record()
+        run = Session(slow.pair(0)).run(panel.request, controls.value().drafter()).record()
         tokens = html.escape(str(controls.value())) + f": {len(run.token_ids)} tokens in "
         assert f"{tokens}{len(run.blocks)} target calls" in panel.views["aligned"].value
 
@@ -999,9 +1001,9 @@ def test_a_copy_is_of_a_finished_run():
         assert not panel.work.under_way
         assert "(so far)" not in text and "so_far" not in text and "plain decoding" in text
         assert panel.views["tokens"].value in text and panel.views["figures"].value in text
-        used = panel._studio.pair.target.forwards
+        used = panel._session.pair.target.forwards
         await asyncio.sleep(0.1)
-        assert panel._studio.pair.target.forwards == used, "something goes on"
+        assert panel._session.pair.target.forwards == used, "something goes on"
         return panel
 
     panel = asyncio.run(copy())
@@ -1030,7 +1032,7 @@ def test_what_was_slow_may_become_quick():
     async def move():
         panel = slow_bench(slow.pair())
         await until(lambda: not panel.work.under_way)
-        panel._studio.pair.target.seconds = 0.0
+        panel._session.pair.target.seconds = 0.0
         panel.drawing["new_tokens"].value = 8
         assert panel.work.under_way
         await until(lambda: not panel.work.under_way)
@@ -1140,7 +1142,7 @@ def test_a_move_on_another_thread():
         loop, seed = asyncio.get_running_loop(), panel.drawing["seed"]
 
         def move_within_a_block(value):
-            while not panel._studio.pair.target.at_work:
+            while not panel._session.pair.target.at_work:
                 time.sleep(0.001)
             seed.value = value
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import check_law, models
 
 import specnb as sn
 from specnb import batch, knobs, methods
@@ -16,7 +17,7 @@ from specnb.methods import label_of, method, name_of
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # our own words, not the type checker's
 
-MINE = """
+MINE = '''
 from __future__ import annotations
 from dataclasses import dataclass
 import helper
@@ -38,7 +39,20 @@ class Rule:
     def start(self): return sn.FixedLength()
 
 def made(length: int = 3): return sn.Chain(length, stop=sn.AdaEDL(0.2))
-"""
+
+def drawn(tree, root_probs, node_probs, draws, eos_ids=frozenset()):
+    """A verification rule: the target draws, and a draft stays where it says the same."""
+    path, node, probs = [], -1, root_probs
+    while True:
+        token = draws.categorical(probs)
+        same = [child for child in tree.draws_of(node) if tree.tokens[child] == token]
+        if not same:
+            return sn.verify.Outcome(tuple(path), token, "correction", probs, ())
+        path.append(node := same[0])
+        probs = node_probs[node]
+        if token in eos_ids:
+            return sn.verify.Outcome(tuple(path), None, None, None, ())
+'''
 
 
 @pytest.fixture
@@ -76,6 +90,28 @@ def test_both_ways(text, drafter, name):
     assert method(text) == drafter
     assert name_of(drafter) == (name or text)
     assert method(name_of(drafter)) == drafter
+
+
+def test_a_verification_rule_of_ones_own(folder):
+    """By its address in a text, as a function from Python; the law stays the target's."""
+    text = "GumbelTopK((2, 1), verify=mine.py:drawn)"
+    tree = method(text)
+    assert name_of(tree) == text and methods.addresses(text) == ("mine.py:drawn",)
+    assert sn.Chain(2, verify=tree.verify) == method("Chain(2, verify=mine.py:drawn)")
+    assert set(methods.knobs_in(text)) == {"branching"}
+    assert methods.with_knobs("Chain(2, verify=mine.py:drawn)", {"draft_length": 4}) == (
+        "Chain(4, verify=mine.py:drawn)"
+    )
+    check_law(*models(3, seed=2), tree, sn.Sampling(1.0), n_tokens=2)
+    assert label_of(sn.Chain(3, verify=lambda *args: None)).startswith("Chain(stop=")
+    for wrong, said in (
+        ("Chain(2, verify='kseq')", "verify='kseq': choose 'recursive', or give a function"),
+        ("Chain(2, verify=mine.py:Rule)", "verify=<class .*: choose 'recursive'"),
+        ("Chain(2, verify=mine.py:drawn())", "cannot be made with these settings"),
+        ("Chain(2, verify=kseq)", "kseq is no method that is known"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            method(wrong)
 
 
 @given(

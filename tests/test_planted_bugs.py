@@ -5,7 +5,7 @@ passes on the code as it is (test_exact.py).
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from specnb.models.table import TableContext
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import MaxConfidence
 from specnb.tree import DraftTree, empty_tree
-from specnb.verify import verify
+from specnb.verify import Outcome, verify
 
 # ---- one-line mutations, all caught by check_law
 
@@ -49,7 +49,7 @@ class Bug:
 
 
 RESIDUAL = ((sampling, "residual"), (verify_module, "residual"))
-VERIFY = ((verify_module, "verify"), (decode, "verify"))
+WALK = ((verify_module, "node_by_node"),)
 RECURSIVE = ((verify_module, "recursive"),)
 K_SEQ = ((verify_module, "k_sequential"),)
 KEEP = ((TableContext, "_keep"),)
@@ -114,13 +114,13 @@ BUGS = (
     ),
     Bug(
         "siblings verified in reverse order",
-        VERIFY,
+        WALK,
         "children = tree.draws_of(node)",
         "children = tree.draws_of(node)[::-1]",
     ),
     Bug(
         "siblings sorted by draft probability",
-        VERIFY,
+        WALK,
         "children = tree.draws_of(node)",
         "children = sorted(tree.draws_of(node), key=lambda c: -tree.probs[c][tree.tokens[c]])",
     ),
@@ -379,6 +379,57 @@ def bad_input(function) -> None:
     function(empty_tree(0, "length"), ROOT, NODES[:0], Scripted())
 
 
+def by_drawing(tree, root_probs, node_probs, draws, eos_ids=frozenset()):
+    """A rule of one's own: the target draws, and what was drafted stays where it says the same."""
+    path, node, probs = [], -1, root_probs
+    while True:
+        token = draws.categorical(probs)
+        same = [child for child in tree.draws_of(node) if tree.tokens[child] == token]
+        if not same:
+            final = "correction" if tree.draws_of(node) else "bonus" if len(tree) else "plain"
+            return Outcome(tuple(path), token, final, probs, ())
+        node = same[0]
+        path.append(node)
+        probs = node_probs[node]
+        if token in eos_ids:
+            return Outcome(tuple(path), None, None, None, ())
+
+
+def rules_of_ones_own(function) -> None:
+    """A function is called as it is, and its outcome must be one that a text can take."""
+    given = []
+
+    def rule(outcome):
+        def decided(*args):
+            given.append(args)
+            return outcome
+
+        return DraftTree(CHAIN.tokens, CHAIN.parents, CHAIN.probs, rule=decided)
+
+    ends = frozenset({2})
+    good = Outcome((0,), 3, "correction", ROOT, ())
+    for right in (good, Outcome((0, 1), None, None, None, ()), Outcome((), 0, "bonus", ROOT, ())):
+        assert function(rule(right), SAME[0], SAME[1:], Scripted(), ends) is right
+    assert len(given) == 3 and all(len(args) == 5 and args[4] is ends for args in given)
+    for wrong, why in (
+        (None, "it gave None, and no Outcome"),
+        (replace(good, path=(1,)), r"its path \(1,\) does not lead down"),
+        (replace(good, path=(0, 0)), "does not lead down"),
+        (replace(good, path=(0, 2)), "does not lead down"),
+        (replace(good, path=(-1,)), "does not lead down"),
+        (replace(good, path=(0, 1)), "a token of the target's own follows, unless"),
+        (replace(good, token=None), "a token of the target's own follows, unless"),
+        (Outcome((), None, None, None, ()), "a token of the target's own follows, unless"),
+        (replace(good, final_probs=None), "does not say from which law"),
+        (replace(good, final="forced"), "final='forced' is none of plain, correction, bonus"),
+    ):
+        with pytest.raises(ValueError, match=f"^verify=<function .*{why}"):
+            function(rule(wrong), SAME[0], SAME[1:], Scripted(), ends)
+    behind = Outcome((0, 1), 3, "bonus", ROOT, ())
+    with pytest.raises(ValueError, match="goes on behind an end token"):
+        function(rule(behind), SAME[0], SAME[1:], Scripted(), frozenset({1}))
+
+
 def nan_from_the_target(function) -> None:
     """Never accepted in silence; `Draws` then finds nothing to draw from."""
     nan = torch.full((4,), float("nan"), dtype=torch.float64)
@@ -406,7 +457,10 @@ def verify_battery() -> None:
     rows_elsewhere(verify_module.verify)
     bad_input(verify_module.verify)
     nan_from_the_target(verify_module.verify)
+    rules_of_ones_own(verify_module.verify)
     target, draft = models(3, seed=2)
+    for drafter in (Chain(2, verify=by_drawing), TopKTree((2, 1), verify=by_drawing)):
+        check_law(target, draft, drafter, PLAIN, n_tokens=2)
     for drafter in (Chain(2), GumbelTopK((2,)), IIDTree((2,), verify="kseq")):
         check_law(target, draft, drafter, PLAIN, n_tokens=2)
     check_law(target, target, IIDTree((2, 1), verify="kseq"), PLAIN, n_tokens=2)
@@ -414,10 +468,25 @@ def verify_battery() -> None:
     check_law(*disjoint, IIDTree((2,), verify="kseq"), PLAIN, n_tokens=2)
 
 
-PARTS = ("verify", "check_rows", "recursive", "k_sequential", "k_sequential_rho", "_declared")
+PARTS = (
+    "verify",
+    "rule_of",
+    "node_by_node",
+    "recursive_rejection",
+    "k_sequential_selection",
+    "check_rows",
+    "check_outcome",
+    "recursive",
+    "k_sequential",
+    "k_sequential_rho",
+    "_declared",
+)
 
 
 def plant(name: str, mutant, monkeypatch) -> None:
+    for known, rule in verify_module.RULES.items():
+        if rule is getattr(verify_module, name):
+            monkeypatch.setitem(verify_module.RULES, known, mutant)
     monkeypatch.setattr(verify_module, name, mutant)
     if name == "verify":
         monkeypatch.setattr(decode, "verify", mutant)
@@ -425,6 +494,15 @@ def plant(name: str, mutant, monkeypatch) -> None:
 
 def test_verify():
     verify_battery()
+
+
+def test_law_check_catches_a_wrong_rule_of_ones_own():
+    def always(tree, root_probs, node_probs, draws, eos_ids=frozenset()):
+        path = tuple(range(len(tree)))
+        return Outcome(path, draws.categorical(node_probs[-1]), "bonus", node_probs[-1], ())
+
+    with pytest.raises(AssertionError, match="law differs"):
+        check_law(*models(3, seed=2), Chain(2, verify=always), PLAIN, n_tokens=2)
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -454,10 +532,12 @@ def test_deleting_any_statement_of_verify_turns_a_test_red(name, number, monkeyp
 
 
 def test_a_hanging_mutant_is_stopped():
-    numbers = range(n_statements(verify))
-    steps = [n for n in numbers if without_statement(verify, n)[0] == "node = looks[-1][0]"]
+    walk, examine = verify_module.node_by_node, verify_module.recursive
+    numbers = range(n_statements(walk))
+    (step,) = [n for n in numbers if without_statement(walk, n)[0] == "node = looks[-1][0]"]
+    endless = without_statement(walk, step)[1]
     with pytest.raises(Endless):
-        without_statement(verify, steps[0])[1](CHAIN, SAME[0], SAME[1:], Scripted(*[0.0] * 900))
+        endless(examine, CHAIN, SAME[0], SAME[1:], Scripted(*[0.0] * 900), frozenset())
 
 
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.float64])

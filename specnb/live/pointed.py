@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from specnb import views
 from specnb.decode import Decoding
-from specnb.laws import laws_of
 from specnb.live.page import line
 from specnb.record import TokenRow
+from specnb.replay import distributions_at
 from specnb.views.look import visible
 
 
 def laws_at(decoding: Decoding, row: TokenRow, place: str) -> str:
     """The laws at a token, drawn, and its probabilities as recorded and computed anew, as HTML."""
-    laws = laws_of(decoding, row)
+    laws = distributions_at(decoding, row)
     title = f"{place}: “{visible(row.text)}”, {row.verdict} in block {row.block + 1}"
     names = decoding.pair.target.piece
     picture = views.laws(

@@ -1,4 +1,4 @@
-"""The laws behind one token of a run, computed anew in fresh contexts."""
+"""The distributions behind one token of a run, computed anew in fresh contexts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specnb.record import TokenRow
 from specnb.sampling import Sampling, residual
 
 
-class Laws(NamedTuple):
+class Distributions(NamedTuple):
     """What was known at the place of a token; [vocab] each.
 
     `draft` is the law that the token was drawn from, `left` the residual: what a correction is
@@ -28,8 +28,8 @@ class Laws(NamedTuple):
 
 
 @torch.inference_mode()
-def laws_of(decoding: Decoding, row: TokenRow) -> Laws:
-    """The laws at the place of a row of `decoding.record()`: one forward of each model.
+def distributions_at(decoding: Decoding, row: TokenRow) -> Distributions:
+    """The distributions at the place of a row of `decoding.record()`: one forward of each model.
 
     Nothing is taken from the record but tokens, so that these numbers are a check of it: they
     equal `target_prob` and `draft_prob` but for rounding.
@@ -47,7 +47,7 @@ def laws_of(decoding: Decoding, row: TokenRow) -> Laws:
         siblings = siblings[: siblings.index(row.node) + 1]
     child_law = getattr(decoding.drafter, "child_law", None)
     if not siblings or child_law is None or pair.draft is None:
-        return Laws(target, None, None)
+        return Distributions(target, None, None)
     seen = image if pair.draft.sees_images else None
     at_node = _law(pair.draft, prompt, seen, before, decoding.draft_sampling)
     tokens = [tree.tokens[node] for node in siblings]
@@ -57,7 +57,7 @@ def laws_of(decoding: Decoding, row: TokenRow) -> Laws:
         left = target
         for law in drawn_from:
             left = residual(left, law)
-    return Laws(target, drawn_from[-1], left)
+    return Distributions(target, drawn_from[-1], left)
 
 
 def _law(model, prompt: Any, image: Any, before: list[int], sampling: Sampling) -> Tensor:
