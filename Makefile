@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test test-colab test-newest test-wheel types lab bench doctor smollm2
+.PHONY: help .venv run test check test-colab test-newest test-wheel types lab bench doctor smollm2
 .PHONY: address clean
 
 help:  ## this list
@@ -31,11 +31,18 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PY) -m pip install --quiet --no-deps -e .
 	@touch $@
 
-run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/
-	$(PY) -m specnb.batch run
+run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or OUT=folder
+	$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")
 
 test: $(STAMP)  ## the tests
 	$(PY) -m pytest
+
+# What a change needs at once; under a minute.
+check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a browser
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -m "not slow and not notebook and not weights"
 
 # The packages that Colab has, older than those of the lock: there, nothing is installed.
 .venv-colab/.installed: requirements-colab.txt

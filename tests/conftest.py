@@ -30,15 +30,19 @@ def unchecked():
 
 @pytest.fixture(scope="session")
 def executed(tmp_path_factory):
-    """Every notebook, run once with its defaults: the folder and a row for each."""
+    """Every notebook, run once with its defaults: the folder and a row for each.
+
+    SPECNB_TEST_RUN is the folder of an earlier `make run`: what the same code has finished there is
+    not run again.
+    """
     import json
 
     from specnb import batch
 
     pair = json.loads(os.environ.get("SPECNB_TEST_PAIR", "{}"))
     paths = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-    folder = tmp_path_factory.mktemp("executed")
-    return folder, batch.run(paths, folder, pair)
+    folder = os.environ.get("SPECNB_TEST_RUN") or tmp_path_factory.mktemp("executed")
+    return Path(folder), batch.run(paths, folder, pair)
 
 
 @pytest.fixture(scope="module")
