@@ -34,8 +34,10 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or OUT=folder
 	$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")
 
+# A process per core, whole files each, so that models are loaded once. The slowest are listed.
+WORKERS ?= 2
 test: $(STAMP)  ## the tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
 
 # What a change needs at once; under a minute.
 check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a browser

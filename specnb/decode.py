@@ -145,7 +145,7 @@ class Decoding:
         """Drafts and verifies one block. ValueError where the text has ended."""
         self._check_open()
         deepest = self.budget - self.n_emitted - 1
-        return self._goes_on(
+        return self._append(
             next_block(
                 self.target,
                 self.drafting,
@@ -175,7 +175,7 @@ class Decoding:
         tree = empty_tree(0, "forced")
         outcome = Outcome((), token_id, "forced", target_probs[0], ())
         after_s = _now(device) - verified
-        return self._goes_on(
+        return self._append(
             Block(tree, target_probs, outcome, (token_id,), after_s, verified - began)
         )
 
@@ -183,7 +183,7 @@ class Decoding:
         if self.finish is not None:
             raise ValueError(f"finish={self.finish!r}: the text has ended, nothing can follow")
 
-    def _goes_on(self, block: Block) -> Block:
+    def _append(self, block: Block) -> Block:
         block = _kept(block)
         self.blocks += (block,)
         self.n_emitted += len(block.token_ids)

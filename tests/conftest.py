@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # empty where one process runs all tests
+torch.set_num_threads(1 if WORKER else min(2, os.cpu_count() or 1))
 # Derandomized: a red test is red for everybody. No deadline: shared machines pause.
 settings.register_profile("specnb", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("specnb")
@@ -32,17 +33,22 @@ def unchecked():
 def executed(tmp_path_factory):
     """Every notebook, run once with its defaults: the folder and a row for each.
 
-    SPECNB_TEST_RUN is the folder of an earlier `make run`: what the same code has finished there is
-    not run again.
+    What the same code has finished is not run again: neither by a second process of the tests nor
+    where SPECNB_TEST_RUN is the folder of an earlier `make run`.
     """
     import json
+
+    from filelock import FileLock
 
     from specnb import batch
 
     pair = json.loads(os.environ.get("SPECNB_TEST_PAIR", "{}"))
     paths = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-    folder = os.environ.get("SPECNB_TEST_RUN") or tmp_path_factory.mktemp("executed")
-    return Path(folder), batch.run(paths, folder, pair)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if WORKER else base
+    folder = Path(os.environ.get("SPECNB_TEST_RUN") or shared / "executed")
+    with FileLock(shared / "executed.lock"):
+        return folder, batch.run(paths, folder, pair)
 
 
 @pytest.fixture(scope="module")

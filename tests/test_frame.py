@@ -397,9 +397,10 @@ def test_sums_find_what_is_missing_or_changed(tmp_path):
     assert list(doctor.hashes(tmp_path)) == ["data: 2 of 2 files as published"]
     (tmp_path / "models/w.bin").write_text("other")
     (tmp_path / "models/README.md").unlink()
-    with pytest.raises(doctor.Unwell, match=r"README.md is missing; data/models/w.bin differs"):
+    wrong = r"README.md is missing; data/models/w.bin differs"
+    with pytest.raises(doctor.CheckFailed, match=wrong):
         list(doctor.hashes(tmp_path))
-    with pytest.raises(doctor.Unwell, match="write-sums"):
+    with pytest.raises(doctor.CheckFailed, match="write-sums"):
         list(doctor.hashes(tmp_path / "nowhere"))
 
 
@@ -407,14 +408,14 @@ def test_doctor_names_an_old_package(monkeypatch):
     real = importlib.metadata.version
     old = {"plotly": "4.0"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: old.get(name) or real(name))
-    with pytest.raises(doctor.Unwell, match=r"plotly 4.0 is not >=5.24: pip install"):
+    with pytest.raises(doctor.CheckFailed, match=r"plotly 4.0 is not >=5.24: pip install"):
         list(doctor.versions())
 
 
 def test_doctor_reports_every_reason(monkeypatch, capsys):
     def ill():
         yield "line"
-        raise doctor.Unwell("first reason")
+        raise doctor.CheckFailed("first reason")
 
     def crash():
         yield 1 / 0
