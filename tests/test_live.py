@@ -562,13 +562,13 @@ def test_step_by_step(pair, items):
     panel.steps.words.value = " red car"
     n = len(pair.target.tokenizer.encode(" red car", add_special_tokens=False))
     panel.steps.force.click()
-    forced = [r.verdict for r in panel.steps.walk.text.record().tokens if r.verdict == "forced"]
+    forced = [r.verdict for r in panel.steps.stepper.text.record().tokens if r.verdict == "forced"]
     assert len(forced) == n and panel.steps.words.value == ""
     panel.steps.likely.value = panel.steps.likely.options[3][1]
     panel.steps.force.click()
     assert (
-        panel.steps.walk.text.record().token_ids[-1]
-        == panel.steps.walk.text.blocks[-1].token_ids[0]
+        panel.steps.stepper.text.record().token_ids[-1]
+        == panel.steps.stepper.text.blocks[-1].token_ids[0]
     )
     for _ in range(4 * 70):
         if panel.steps.next.disabled:
@@ -578,7 +578,7 @@ def test_step_by_step(pair, items):
     panel.steps.back.click()
     assert not panel.steps.next.disabled
     panel.drawing["seed"].value = 5
-    assert panel.steps.walk.shown == 0 and panel.steps.back.disabled is False
+    assert panel.steps.stepper.shown == 0 and panel.steps.back.disabled is False
     assert panel.page.alert.value == ""
 
 
@@ -633,7 +633,7 @@ def test_words_that_do_not_fit_are_shown_as_far_as_they_went(pair, items):
     panel.steps.words.value = "a red house and a blue boat and a green tree"
     panel.steps.force.click()
     assert "the text has ended" in panel.page.alert.value
-    assert panel.steps.walk.shown == 8 and panel.steps.force.disabled
+    assert panel.steps.stepper.shown == 8 and panel.steps.force.disabled
     assert panel.views["step"].value.count("snb-t snb-forced") >= 8
 
 

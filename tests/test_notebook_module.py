@@ -141,9 +141,9 @@ def test_the_largest_seed_goes_on_with_the_smallest(tmp_path, monkeypatch, unche
     seeds = []
     pair = sn.Pair(sn.models.TableModel.random(3), sn.models.TableModel.random(3, seed=1))
 
-    def noted(*args, seed, real=sn.decode.Decoding, **more):
-        seeds.append(seed)
-        return real(*args, seed=seed, **more)
+    def noted(pair, request, drafter, real=sn.Decoding):
+        seeds.append(request.seed)
+        return real(pair, request, drafter)
 
     monkeypatch.setattr(sn.decode, "Decoding", noted)
     cfg = RunConfig(out_dir=str(tmp_path), seed=2**63 - 1)

@@ -21,7 +21,7 @@ FRESH = 500_000_000  # numbers of scenes of no notebook and no training
 SCENES_PER_SEED = 16  # that `scenes.example` may try for one number
 OWN_WORDS = "own words"
 STYLE = (
-    ".snb-choice{background-size:64px 64px!important;background-repeat:no-repeat!important;"
+    ".snb-sight{background-size:64px 64px!important;background-repeat:no-repeat!important;"
     "background-position:center 2px!important;padding:66px 0 0!important;"
     "line-height:20px!important}"
 )
@@ -105,13 +105,13 @@ class PictureChooser(w.VBox):
         """One button per picture; those there stay, or the keyboard would lose its place."""
         rules, buttons = [STYLE], list(self.thumbs.children)
         for index, choice in enumerate(self._choices):
-            name = f"snb-choice-{self._number}-{index}"
+            name = f"snb-sight-{self._number}-{index}"
             if index == len(buttons):
                 buttons.append(w.Button(layout={"width": "68px"}))
                 buttons[index].add_class(name)
                 buttons[index].on_click(self._page.on(partial(self._take, index)))
             chosen, seen = index == self._chosen, self._sees and choice.large is not None
-            (buttons[index].add_class if seen else buttons[index].remove_class)("snb-choice")
+            (buttons[index].add_class if seen else buttons[index].remove_class)("snb-sight")
             buttons[index].layout.height = "88px" if seen else None
             buttons[index].description = f"▸{index + 1}" if chosen else f"{index + 1}"
             what = "picture" if seen else "prompt"
