@@ -61,8 +61,10 @@ from .sampling import Sampling as Sampling
 from .stopping import AdaEDL as AdaEDL
 from .stopping import FixedLength as FixedLength
 from .stopping import MaxConfidence as MaxConfidence
+from .stopping import PathScore as PathScore
 from .stopping import RuleState as RuleState
 from .stopping import StoppingRule as StoppingRule
+from .stopping import SumEntropy as SumEntropy
 from .tree import DraftTree as DraftTree
 from .tuning import tune as tune
 from .verify import Block as Block

@@ -17,8 +17,8 @@ from specnb.arguments import shown
 from specnb.knobs import knob, rule_knob, settle
 from specnb.models.base import Context, Model, Pair, PromptTooLong
 from specnb.sampling import Draws, NoNumbers, Sampling
-from specnb.stopping import FixedLength, StoppingRule, is_rule
-from specnb.tree import DraftTree, empty_tree
+from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
+from specnb.tree import DraftTree, empty_tree, path_to
 
 
 @runtime_checkable
@@ -146,6 +146,7 @@ class TreeDrafting:
             # Drafting has ended before it began, decoding goes on: `propose` finds no room.
             self.context = None  # type: ignore[assignment]  # see the line above
         self.rule = settings.stop.start()
+        self.asks_for_path = asks_for_path(self.rule)
         self.depth_drafted = self.max_depth = 0
 
     @property
@@ -168,6 +169,7 @@ class TreeDrafting:
         frontier = [-1]  # nodes that may get children
         forwards, self.depth_drafted = 0, 0
         threshold = self.rule.threshold
+        scores_of: dict[int, float] = {}  # by node, for rules over a whole path
         for number in range(self.max_depth):
             new = [node for node in frontier if node >= 0]
             slot |= {node: len(slot) - 1 + i for i, node in enumerate(new)}
@@ -179,7 +181,7 @@ class TreeDrafting:
             probs = law_of(self.context, self.sampling, logits)
             nodes = frontier
             if not isinstance(self.rule, FixedLength):  # which never stops
-                go_on = [i for i in range(len(nodes)) if not self.rule.stop(logits[i], probs[i])]
+                go_on = self._going_on(nodes, parents, logits, probs, scores_of)
                 if not go_on:
                     stopped_by = "rule"
                     break
@@ -217,6 +219,28 @@ class TreeDrafting:
             stopped_by=stopped_by,
             threshold=threshold,
         )
+
+    def _going_on(
+        self,
+        nodes: list[int],
+        parents: list[int],
+        logits: Tensor,
+        probs: Tensor,
+        scores_of: dict[int, float],
+    ) -> list[int]:
+        """The rows of a level at which the rule does not stop; adds their scores to `scores_of`."""
+        rows = range(len(nodes))
+        rule: Any = self.rule  # `path` and `score` are for rules that ask for them
+        if not self.asks_for_path:
+            return [i for i in rows if not rule.stop(logits[i], probs[i])]
+        found = []
+        for i in rows:
+            before = [-1, *path_to(nodes[i], parents)[:-1]] if nodes[i] >= 0 else []
+            path = [scores_of[node] for node in before]
+            if not rule.stop(logits[i], probs[i], path=path):
+                scores_of[nodes[i]] = rule.score(logits[i], probs[i])
+                found.append(i)
+        return found
 
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
         if self.context:

@@ -38,7 +38,13 @@ DRAFTERS = (
     drafters.PromptLookup,
     drafters.NoDraft,
 )
-RULES = (stopping.FixedLength, stopping.AdaEDL, stopping.MaxConfidence)
+RULES = (
+    stopping.FixedLength,
+    stopping.AdaEDL,
+    stopping.MaxConfidence,
+    stopping.SumEntropy,
+    stopping.PathScore,
+)
 LONGEST = 2000  # characters of a text
 EXAMPLE = "Chain(16, stop=AdaEDL(0.5))"
 

@@ -108,9 +108,90 @@ def test_the_record_holds_the_threshold_of_every_block_and_a_started_rule_carrie
     assert set(thresholds(FixedLength())) == {None}
 
 
+# ---- rules over the whole draft
+
+
+def test_whole_draft_rules_by_hand():
+    """Three laws of known entropy; what is compared is the sum or the product up to each."""
+    logits = [torch.tensor(law, dtype=torch.float64).log() for law in ([0.5, 0.5], [0.9, 0.1])]
+    entropies = [math.log(2), -0.9 * math.log(0.9) - 0.1 * math.log(0.1)]
+    adaedl = [1 - math.sqrt(0.2 * h) for h in entropies]
+    for rule, scores, whole in (
+        (sn.SumEntropy, entropies, math.fsum),
+        (sn.PathScore, adaedl, math.prod),
+    ):
+        settings = rule()
+        found = [settings.score(row, row.softmax(-1)) for row in logits]
+        assert found == pytest.approx(scores)
+        for path in ([], [0], [0, 0, 0], [1, 0]):
+            told = [scores[i] for i in path]
+            for last in (0, 1):
+                limit, row = whole([*told, scores[last]]), logits[last]
+                above, below = (rule(limit + step) for step in (1e-9, -1e-9))
+                stops = [
+                    one.start().stop(row, row.softmax(-1), path=told) for one in (above, below)
+                ]
+                assert stops == ([False, True] if rule is sn.SumEntropy else [True, False])
+    certain = torch.tensor([1.0, 0.0])  # drawn at temperature 0, where logits still have entropy
+    assert sn.SumEntropy(0.1).stop(logits[0], certain)
+    assert not sn.SumEntropy(0.1, signal="adjusted").stop(logits[0], certain)
+    assert sn.PathScore().score(torch.zeros(32000), torch.full((32000,), 1 / 32000)) == 0.0
+    assert settings.state == () and settings.start() is settings
+
+
+def test_a_rule_is_told_the_scores_of_a_node_s_ancestors_and_of_no_other_node():
+    """On a tree that branches at every level: each path is that of the node's own tokens."""
+    target, draft = models(3, order=2, seed=4)
+    told = []
+
+    class Watched(sn.SumEntropy):
+        def stop(self, logits, probs, *, path=()):
+            told.append((logits, tuple(path)))
+            return super().stop(logits, probs, path=path)
+
+    tree = sn.GumbelTopK((2, 2, 1), stop=Watched(100.0))
+    drafting = tree.start(Pair(target, draft), [0, 1], None, PLAIN)
+    drafted = drafting.propose(Draws(0), 8)
+
+    def entropy(text):
+        return float(torch.special.entr(draft.next_logits(text).softmax(-1)).sum())
+
+    def texts_along(node):
+        tokens = [drafted.tokens[i] for i in drafted.path(node)]
+        return [[0, 1, *tokens[:n]] for n in range(len(tokens) + 1)]
+
+    asked = [-1, *(i for i, depth in enumerate(drafted.depth) if depth <= 2)]
+    assert len(told) == len(asked) == 1 + 2 + 4
+    for node, (logits, path) in zip(asked, told, strict=True):
+        texts = texts_along(node) if node >= 0 else [[0, 1]]
+        assert torch.equal(logits, draft.next_logits(texts[-1]))
+        assert path == pytest.approx([entropy(text) for text in texts[:-1]])
+
+
+def test_a_rule_over_the_draft_forgets_it_after_a_block():
+    """Every block starts with nothing on its path, whatever came before it."""
+    target, draft = models(4, seed=1)
+    first = []
+
+    class Watched(sn.PathScore):
+        def stop(self, logits, probs, *, path=()):
+            first.append(len(path))
+            return super().stop(logits, probs, path=path)
+
+    drafter = sn.Chain(3, stop=Watched(0.0))
+    run = sn.speculative(
+        Pair(target, draft), [0], drafter=drafter, sampling=PLAIN, max_new_tokens=20
+    )
+    lengths = [block.draft_forwards for block in run.blocks]
+    assert first == [depth for n in lengths for depth in range(n)] and len(lengths) > 3
+
+
 @pytest.mark.parametrize(
     "make, match",
     [
+        (lambda: sn.SumEntropy(math.nan), "threshold=nan"),
+        (lambda: sn.PathScore(entropy_factor=-1), "entropy_factor=-1"),
+        (lambda: sn.PathScore(signal="top"), "signal='top'"),
         (lambda: AdaEDL(math.nan), "threshold=nan"),
         (lambda: AdaEDL(entropy_factor=-1), "entropy_factor=-1"),
         (lambda: MaxConfidence(alpha=1.5), "alpha=1.5"),

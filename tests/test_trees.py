@@ -22,7 +22,7 @@ from specnb.drafters import (
 from specnb.exact import noise_bound, two_tokens
 from specnb.models import Pair
 from specnb.sampling import Draws, Sampling
-from specnb.stopping import AdaEDL, FixedLength, MaxConfidence
+from specnb.stopping import AdaEDL, FixedLength, MaxConfidence, PathScore, SumEntropy
 
 SAMPLINGS = [
     Sampling(temperature, top_p=top_p)
@@ -36,6 +36,8 @@ RULES = {
     "AdaEDL fixed": AdaEDL(0.35, adaptive=False),
     "MaxConfidence": MaxConfidence(0.5, **RESTLESS),
     "MaxConfidence adjusted": MaxConfidence(0.5, signal="adjusted", **RESTLESS),
+    "SumEntropy": SumEntropy(),
+    "PathScore adjusted": PathScore(signal="adjusted"),
 }
 METHODS = {
     "RSD-C": GumbelTopK,
@@ -61,8 +63,17 @@ def remembered(monkeypatch):
 
 def set_between(rule, draft):
     """The rule with a threshold that some laws of the drafter pass and others do not."""
-    scores = [rule.score(row.softmax(-1)) for row in draft.logits]
+    scores = scores_of(rule, draft)
+    if isinstance(rule, SumEntropy):  # two laws, as a rule, and not every first one
+        return replace(rule, threshold=0.9 * max(scores))
     return replace(rule, threshold=(min(scores) + max(scores)) / 2)
+
+
+def scores_of(rule, draft) -> list[float]:
+    """What a rule thinks of each of the drafter's laws."""
+    whole = isinstance(rule, SumEntropy | PathScore)
+    laws = [(row, row.softmax(-1)) if whole else (row.softmax(-1),) for row in draft.logits]
+    return [rule.score(*law) for law in laws]
 
 
 def events(law: exact.Law, name: str) -> set:
@@ -186,15 +197,17 @@ def test_every_token_a_sibling_means_one_is_accepted(vocab_size, unchecked):
     assert exact.acceptance(target, draft, IIDTree((vocab_size,)), PLAIN) < 0.999
 
 
-@pytest.mark.parametrize("rule", [RULES["AdaEDL"], RULES["MaxConfidence adjusted"]])
+@pytest.mark.parametrize("rule", ["AdaEDL", "MaxConfidence adjusted", "SumEntropy"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_entropy_stopped_tree_keeps_the_law(method, rule, unchecked):
     """Some nodes of a level are expanded and others are not."""
     target, draft = models(3, seed=36)
-    rule = set_between(rule, draft)
-    scores = [rule.score(row.softmax(-1)) for row in draft.logits]
-    prompt = (scores.index(max(scores)),)  # the root is expanded, what follows not always
-    drafter = METHODS[method]((2, 2), stop=replace(rule, adaptive=False))
+    rule = set_between(RULES[rule], draft)
+    scores, summed = scores_of(rule, draft), isinstance(rule, SumEntropy)
+    best = min(scores) if summed else max(scores)
+    prompt = (scores.index(best),)  # the root is expanded, what follows not always
+    still = rule if summed else replace(rule, adaptive=False)
+    drafter = METHODS[method]((2, 2), stop=still)
     law = check_law(target, draft, Once(drafter), PLAIN, n_tokens=3, prompt=prompt)
     sizes = {n for (n,) in events(law, "drafted")}
     assert len(sizes) > 1, "every level was grown in full"
