@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test check test-colab test-newest test-wheel types lab bench doctor smollm2
+.PHONY: help .venv run test check coverage test-colab test-newest test-wheel types lab bench doctor smollm2
 .PHONY: address clean
 
 help:  ## this list
@@ -45,6 +45,11 @@ check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a 
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q -m "not slow and not notebook and not weights"
+
+coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails below 95 %
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term -m "not slow" \
+		tests/test_arguments.py tests/test_cache_table.py tests/test_decode.py tests/test_exact.py \
+		tests/test_sampling.py tests/test_stopping.py tests/test_tree_record.py tests/test_trees.py
 
 # The packages that Colab has, older than those of the lock: there, nothing is installed.
 .venv-colab/.installed: requirements-colab.txt

@@ -114,7 +114,7 @@ def test_shapes_are_checked_under_pytest():
 
 
 TARGETS = {".venv", "run", "test", "test-colab", "lab", "bench", "doctor", "address", "clean"}
-TARGETS |= {"help", "smollm2", "test-newest", "test-wheel", "types", "check"}
+TARGETS |= {"help", "smollm2", "test-newest", "test-wheel", "types", "check", "coverage"}
 
 
 def test_makefile_has_every_target():
