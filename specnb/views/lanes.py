@@ -4,10 +4,9 @@ import html
 from collections.abc import Mapping
 
 from specnb.record import Record
-from specnb.views.look import CARD
-from specnb.views.svg import Picture
+from specnb.views.canvas import EDGE, INK, Picture, draw, words
 
-_WIDTH, _HIGH, _PITCH, _EDGE = 760, 26, 62, 16  # px
+_WIDTH, _HIGH, _PITCH = 760, 26, 62  # px
 _LIGHT, _RIM = "#f9d9c3", "#b84f00"  # drafting
 
 
@@ -20,25 +19,22 @@ def lanes(records: Mapping[str, Record]) -> Picture:
         raise ValueError("records={}: give at least one run by name")
     spans = {name: record.seconds for name, record in records.items()}
     longest = max(spans.values()) or 1e-9
-    scale = (_WIDTH - 2 * _EDGE) / longest
-    ink, ground, rim = CARD["light"]
+    scale = (_WIDTH - 2 * EDGE) / longest
     foot = 66 + _PITCH * len(records)
     parts = [
-        f'<text x="{_EDGE}" y="28" font-family="sans-serif" font-size="15" fill="{ink}">'
-        "Where the time went, block by block</text>",
-        f'<rect x="{_EDGE}" y="39" width="22" height="11" fill="{_LIGHT}" stroke="{_RIM}"/>',
-        _words("drafting", _EDGE + 28, 49),
-        f'<rect x="{_EDGE + 100}" y="39" width="22" height="11" fill="#0072b2" stroke="#00456c"/>',
-        _words("target call (verifying)", _EDGE + 128, 49),
+        f'<rect x="{EDGE}" y="39" width="22" height="11" fill="{_LIGHT}" stroke="{_RIM}"/>',
+        words("drafting", EDGE + 28, 49),
+        f'<rect x="{EDGE + 100}" y="39" width="22" height="11" fill="#0072b2" stroke="#00456c"/>',
+        words("target call (verifying)", EDGE + 128, 49),
     ]
     for place, (name, record) in enumerate(records.items()):
         y = 84 + place * _PITCH
         ms, n = 1e3 * spans[name], len(record.token_ids)
         each = f", {ms / n:.1f} ms per token" if n else ""
         parts.append(
-            _words(f"{name}: {n} tokens in {ms:.0f} ms, {len(record.blocks)} calls{each}", _EDGE, y)
+            words(f"{name}: {n} tokens in {ms:.0f} ms, {len(record.blocks)} calls{each}", EDGE, y)
         )
-        x = float(_EDGE)
+        x = float(EDGE)
         for number, block in enumerate(record.blocks, 1):
             said = (
                 f"block {number}: {block.n_drafted} drafted in {1e3 * block.draft_s:.1f} ms, "
@@ -50,27 +46,25 @@ def lanes(records: Mapping[str, Record]) -> Picture:
                 f'<rect x="{x:.2f}" y="{y + 6}" width="{draft:.2f}" height="{_HIGH}" '
                 f'fill="{_LIGHT}" stroke="{_RIM}" stroke-width="0.7"/>'
                 f'<rect x="{x + draft:.2f}" y="{y + 6}" width="{verify:.2f}" height="{_HIGH}" '
-                f'fill="#0072b2"/><path d="M{x:.2f} {y + 4}v{_HIGH + 4}" stroke="{ink}"/></g>'
+                f'fill="#0072b2"/><path d="M{x:.2f} {y + 4}v{_HIGH + 4}" stroke="{INK}"/></g>'
             )
             x += draft + verify
     step = _step(1e3 * longest)
     for ms in range(0, int(1e3 * longest) + 1, step) if step else ():
-        x = _EDGE + ms / 1e3 * scale
-        anchor = "start" if ms == 0 else "end" if x > _WIDTH - 2 * _EDGE else "middle"
+        x = EDGE + ms / 1e3 * scale
+        anchor = "start" if ms == 0 else "end" if x > _WIDTH - 2 * EDGE else "middle"
         parts.append(
-            f'<path d="M{x:g} {foot}v5" stroke="{ink}"/>'
-            f'<text x="{x:g}" y="{foot + 19}" text-anchor="{anchor}" font-family="sans-serif" '
-            f'font-size="12" fill="{ink}">{ms} ms</text>'
+            f'<path d="M{x:g} {foot}v5" stroke="{INK}"/>'
+            + words(f"{ms} ms", x, foot + 19, 12, anchor=anchor)
         )
-    height = foot + 32
-    label = "; ".join(f"{name}: {1e3 * span:.0f} ms" for name, span in spans.items())
-    return Picture(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{html.escape(f"time without prefill: {label}")}">'
-        f'<rect x="0.5" y="0.5" width="{_WIDTH - 1}" height="{height - 1}" rx="6" '
-        f'fill="{ground}" stroke="{rim}"/>{"".join(parts)}'
-        f'<path d="M{_EDGE} {foot}H{_WIDTH - _EDGE}" stroke="{ink}"/></svg>'
+    parts.append(f'<path d="M{EDGE} {foot}H{_WIDTH - EDGE}" stroke="{INK}"/>')
+    spans_ms = "; ".join(f"{name}: {1e3 * span:.0f} ms" for name, span in spans.items())
+    return draw(
+        parts,
+        _WIDTH,
+        foot + 32,
+        "Where the time went, block by block",
+        label=f"time without prefill: {spans_ms}",
     )
 
 
@@ -78,10 +72,3 @@ def _step(span_ms: float) -> int:
     """The distance of the axis marks: 1, 2 or 5 times a power of ten, five to ten of them."""
     steps = (factor * 10**power for power in range(7) for factor in (1, 2, 5))
     return next((step for step in steps if span_ms / step <= 10), 0)
-
-
-def _words(text: str, x: float, y: float) -> str:
-    return (
-        f'<text x="{x:g}" y="{y:g}" font-family="sans-serif" font-size="13" '
-        f'fill="{CARD["light"][0]}">{html.escape(text)}</text>'
-    )
