@@ -63,9 +63,8 @@ def parsed(html: str) -> Balance:
     return reader
 
 
-@pytest.mark.parametrize("compare", [False, True])
-def test_text_of_a_model_is_only_ever_text(evil, compare):
-    html = sn.views.tokens(evil, title="<i>x</i>", compare=compare).html
+def test_text_of_a_model_is_only_ever_text(evil):
+    html = sn.views.tokens(evil, title="<i>x</i>").html
     reader = parsed(html)
     assert not reader.seen & {"script", "u", "i", "link", "iframe", "img"}
     assert "\u202e" not in html and "\x00" not in html and "U+202E" in html
@@ -104,10 +103,8 @@ def test_the_panel_shows_the_numbers_of_the_record(run):
             assert number(prob) in panel
 
 
-def test_the_strip_is_deterministic_and_a_file(run, tmp_path):
+def test_the_strip_is_deterministic(run):
     assert sn.views.tokens(run).html == sn.views.tokens(run).html
-    page = sn.views.tokens(run).to_file(tmp_path / "strip.html").read_text()
-    assert page.startswith("<!DOCTYPE html>") and sn.views.tokens(run).html in page
 
 
 def test_the_svg_is_well_formed(evil, run):

@@ -22,7 +22,6 @@ from specnb.live.page import (
     WIDE,
     WRAPPED,
     Page,
-    Static,
     framed,
     line,
     named,
@@ -359,7 +358,7 @@ class Workbench(w.VBox):
 
     # ---- copies
 
-    def static(self) -> Static:
+    def static(self) -> views.Html:
         """What the panel shows, without controls: for saved and exported copies.
 
         A run under way is finished first.
@@ -368,7 +367,7 @@ class Workbench(w.VBox):
         shown = [view.value for view in self.views.values() if view.layout.display != "none"]
         seen = [] if self.page.error else shown  # else they would be those of the move before
         asked = html.escape(self.chooser.prompt.value).replace("\n", "<br>")
-        return Static(
+        return views.Html(
             f'<div class="snb-static"><div><b>{html.escape(self._words())}</b></div>'
             f"<div><b>Prompt:</b> {asked}</div>{self.lacks.value}{self.chooser.picture.value}"
             f"{self.page.alert.value}{''.join(seen)}</div>"

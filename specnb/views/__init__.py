@@ -7,18 +7,18 @@ plotly is loaded with the first use of `views.plots`, so that the strip alone co
 
 import importlib
 
-from specnb.views.canvas import Picture
+from specnb.views.canvas import Html, Picture
 from specnb.views.compare import aligned, figures
 from specnb.views.lanes import lanes
 from specnb.views.laws import laws
 from specnb.views.svg import svg
-from specnb.views.tokens import TokenStrip, tokens
+from specnb.views.tokens import tokens
 from specnb.views.trace import trace
 from specnb.views.trees import tree
 
 __all__ = [
+    "Html",
     "Picture",
-    "TokenStrip",
     "aligned",
     "figures",
     "lanes",

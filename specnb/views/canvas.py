@@ -19,6 +19,16 @@ SANS, MONO = "sans-serif", "'DejaVu Sans Mono',Menlo,Consolas,monospace"
 
 
 @dataclass(frozen=True)
+class Html:
+    """Finished HTML, without controls; a notebook shows it as a cell's last value."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+@dataclass(frozen=True)
 class Picture:
     """A finished SVG picture; a notebook shows it as a cell's last value."""
 
