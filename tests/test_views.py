@@ -192,17 +192,18 @@ def test_plots_of_rules_and_budgets():
 def test_bars_stand_side_by_side_with_their_intervals():
     plots = sn.views.plots
     rows = [
-        {"task": task, "method": name, "ratio": ratio, "low": ratio - 0.5, "high": ratio + 0.25}
-        for task, name, ratio in (("a", "x", 2.0), ("b", "x", 3.0), ("a", "y", 1.0))
+        {"task": task, "token_class": name, "acceptance_rate": rate}
+        | {"low": rate - 0.25, "high": rate + 0.125}
+        for task, name, rate in (("a", "x", 0.5), ("b", "x", 0.75), ("a", "y", 0.25))
     ]
-    figure = plots.speedups(rows)
+    figure = plots.token_classes(rows)
     assert [(list(bar.x), list(bar.y)) for bar in figure.data] == [
-        (["a", "b"], [2.0, 3.0]),
-        (["a"], [1.0]),
+        (["a", "b"], [0.5, 0.75]),
+        (["a"], [0.25]),
     ]
-    assert list(figure.data[0].error_y.array) == [0.25, 0.25]
-    assert list(figure.data[0].error_y.arrayminus) == [0.5, 0.5]
-    assert figure.layout.barmode == "group" and len(figure.layout.shapes) == 1
+    assert list(figure.data[0].error_y.array) == [0.125, 0.125]
+    assert list(figure.data[0].error_y.arrayminus) == [0.25, 0.25]
+    assert figure.layout.barmode == "group"
     classes = [{"task": "a", "token_class": "seen", "acceptance_rate": 0.4}]
     bare = plots.token_classes(classes)
     assert list(bare.data[0].y) == [0.4] and bare.data[0].error_y.array is None
