@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from specnb import theory
 from specnb.measure.stats import wilson
 from specnb.record import Record
-from specnb.views.house import bars_of, figure_of, line_of
+from specnb.views.theme import bars_of, figure_of, line_of
 
 Records = Record | Iterable[Record] | Mapping[str, Record | Iterable[Record]]
 
