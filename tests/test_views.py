@@ -14,7 +14,7 @@ import specnb as sn
 from specnb.models import TableModel
 from specnb.record import VERDICTS
 from specnb.views import plots
-from specnb.views.look import CARD, LOOKS, number, visible
+from specnb.views.style import CARD, STYLES, number, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "br", "hr", "img"}
@@ -78,9 +78,9 @@ def test_every_verdict_has_its_sign_and_words(run):
     seen = {row.verdict for row in run.tokens}
     assert seen >= {"accepted", "rejected", "correction", "unexamined", "bonus"}
     for verdict in seen:
-        assert LOOKS[verdict].sign in html
+        assert STYLES[verdict].sign in html
         assert any(verdict in label for label in labels)
-    assert set(LOOKS) == set(VERDICTS) and len({look.sign for look in LOOKS.values()}) == 7
+    assert set(STYLES) == set(VERDICTS) and len({style.sign for style in STYLES.values()}) == 7
 
 
 def test_a_rejected_token_is_followed_by_its_correction(run):
@@ -211,9 +211,9 @@ def test_bars_stand_side_by_side_with_their_intervals():
 
 def test_contrast_in_both_themes():
     for theme in ("light", "dark"):
-        for look in LOOKS.values():
-            ink, ground, _ = getattr(look, theme)
-            assert contrast(ink, ground) >= 4.5, (look.meaning, theme)
+        for style in STYLES.values():
+            ink, ground, _ = getattr(style, theme)
+            assert contrast(ink, ground) >= 4.5, (style.meaning, theme)
         assert contrast(*CARD[theme][:2]) >= 4.5
     assert contrast("#777777", "#888888") < 4.5  # the check can fail
 

@@ -7,7 +7,7 @@ from specnb.decode import Decoding
 from specnb.live.page import line
 from specnb.record import TokenRow
 from specnb.replay import distributions_at
-from specnb.views.look import visible
+from specnb.views.style import visible
 
 
 def laws_at(decoding: Decoding, row: TokenRow, place: str) -> str:

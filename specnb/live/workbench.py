@@ -35,7 +35,7 @@ from specnb.models.base import Pair
 from specnb.record import Record, TokenRow
 from specnb.sampling import Sampling
 from specnb.session import Session, Stepper
-from specnb.views.look import by_block
+from specnb.views.style import by_block
 
 VIEWS = ("tokens", "figures", "time", "tree", "laws")
 MODES = ("whole text", "step by step", "compare")

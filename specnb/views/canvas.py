@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from specnb.views.look import CARD
+from specnb.views.style import CARD
 
 INK, GROUND, RIM = CARD["light"]
 EDGE = 16  # px, the margin

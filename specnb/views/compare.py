@@ -9,7 +9,7 @@ from typing import Any
 
 from specnb.record import Record, TokenRow
 from specnb.views.canvas import Html
-from specnb.views.look import summary
+from specnb.views.style import summary
 from specnb.views.tokens import REST, style_sheet, token_cell
 
 _CSS = """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specnb.sampling import residual
 from specnb.views.canvas import EDGE, INK, Picture, draw, text_width, words
-from specnb.views.look import cut, number
+from specnb.views.style import cut, number
 
 _BAR, _GAP, _LONG = 11, 12, 320  # px
 # Okabe and Ito's colours; full, light and empty with a broken rim tell them apart without colour.

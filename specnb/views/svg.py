@@ -2,7 +2,7 @@
 
 from specnb.record import Record
 from specnb.views.canvas import draw, text_width, words
-from specnb.views.look import LOOKS, by_block, cut, summary
+from specnb.views.style import STYLES, by_block, cut, summary
 
 _LINE, _HIGH, _EDGE = 36, 24, 14  # px: line pitch, box, margin
 _DASHES = {"dashed": ' stroke-dasharray="5 3"', "dotted": ' stroke-dasharray="1.5 2.5"'}
@@ -34,7 +34,7 @@ def svg(record: Record, width: int = 900) -> str:
         x += 9
     x, y = float(_EDGE), y + _LINE + 6
     seen = {row.verdict for row in record.tokens}
-    for verdict in (name for name in LOOKS if name in seen):
+    for verdict in (name for name in STYLES if name in seen):
         box = box_width(verdict)
         if x + box > width - _EDGE:
             x, y = float(_EDGE), y + _LINE
@@ -55,15 +55,15 @@ def box_width(text: str) -> float:
 
 def token_box(text: str, verdict: str, x: float, y: float) -> str:
     """A token with its verdict: sign, colours and rim."""
-    look = LOOKS[verdict]
-    ink, ground, rim = look.light
+    style = STYLES[verdict]
+    ink, ground, rim = style.light
     box = box_width(text)
-    line = _DASHES.get(look.line, "")
-    stroke = 2.5 if look.line == "double" else 1.2
+    line = _DASHES.get(style.line, "")
+    stroke = 2.5 if style.line == "double" else 1.2
     parts = [
         f'<rect x="{x:g}" y="{y:g}" width="{box:g}" height="{_HIGH}" rx="4" fill="{ground}" '
         f'stroke="{rim}" stroke-width="{stroke}"{line}/>',
-        words(look.sign, x + 5, y + 16.5, 12, fill=ink, bold=True),
+        words(style.sign, x + 5, y + 16.5, 12, fill=ink, bold=True),
         words(text, x + 19, y + 16.5, 14, fill=ink, mono=True, fitted=True),
     ]
     if verdict == "rejected" and text != verdict:  # not in the legend

@@ -5,7 +5,7 @@ from typing import Any
 
 from specnb.record import EMITTED, Record, TokenRow
 from specnb.views.canvas import Html
-from specnb.views.look import CARD, LOOKS, by_block, cut, number, summary, visible
+from specnb.views.style import CARD, STYLES, by_block, cut, number, summary, visible
 
 # Dark themes of JupyterLab, Colab and VS Code. Not the system's preference: an exported page is
 # light whatever the reader's system prefers.
@@ -57,9 +57,9 @@ def style_sheet(more: str = "") -> str:
         ink, ground, rim = CARD[theme]
         rules.append(f"{scope}.snb-tokens{{color:{ink};background:{ground};border-color:{rim}}}")
         rules.append(f"{scope}.snb-tokens .snb-tip{{color:{ink};background:{ground}}}")
-        for verdict, look in LOOKS.items():
-            ink, ground, rim = getattr(look, theme)
-            line = "" if scope else f";border-style:{look.line}"
+        for verdict, style in STYLES.items():
+            ink, ground, rim = getattr(style, theme)
+            line = "" if scope else f";border-style:{style.line}"
             rules.append(
                 f"{scope}.snb-tokens .snb-{verdict}"
                 f"{{color:{ink};background:{ground};border-color:{rim}{line}}}"
@@ -72,9 +72,9 @@ def tokens(record: Record, *, title: str | None = None) -> Html:
     name = html.escape(title or "Decoding, token by token")
     seen = {row.verdict for row in record.tokens}
     legend = "".join(
-        f'<div><span class="snb-t snb-{verdict} snb-{look.line}">{look.sign} {verdict}</span> '
-        f"{look.meaning}</div>"
-        for verdict, look in LOOKS.items()
+        f'<div><span class="snb-t snb-{verdict} snb-{style.line}">{style.sign} {verdict}</span> '
+        f"{style.meaning}</div>"
+        for verdict, style in STYLES.items()
         if verdict in seen
     )
     strip = "".join(_block(record, *block) for block in by_block(record))
@@ -101,7 +101,7 @@ def _block(record: Record, index: int, rows: list[TokenRow]) -> str:
 
 def token_cell(record: Record, row: TokenRow) -> str:
     """One token with its verdict and its panel."""
-    look = LOOKS[row.verdict]
+    style = STYLES[row.verdict]
     words = [f"“{visible(row.text)}” {row.verdict}", f"target {number(row.target_prob)}"]
     if row.draft_prob is not None:
         words.append(f"draft {number(row.draft_prob)}")
@@ -109,16 +109,16 @@ def token_cell(record: Record, row: TokenRow) -> str:
         words.append(f"accept probability {number(row.accept_prob)}")
     tag = "s" if row.verdict == "rejected" else "span"
     return (
-        f'<div class="snb-t snb-{row.verdict} snb-{look.line}" role="img" tabindex="0" '
+        f'<div class="snb-t snb-{row.verdict} snb-{style.line}" role="img" tabindex="0" '
         f'aria-label="{html.escape(", ".join(words))}">'
-        f'<span class="snb-sign">{look.sign}</span>'
+        f'<span class="snb-sign">{style.sign}</span>'
         f'<{tag} class="snb-text">{html.escape(cut(row.text))}</{tag}>{_tip(record, row)}</div>'
     )
 
 
 def _tip(record: Record, row: TokenRow) -> str:
     """The panel of one token. `hidden` keeps it shut where a viewer strips the style sheet."""
-    look = LOOKS[row.verdict]
+    style = STYLES[row.verdict]
     facts = [
         ("target probability", row.target_prob),
         ("draft probability", row.draft_prob),
@@ -147,6 +147,6 @@ def _tip(record: Record, row: TokenRow) -> str:
     return (
         '<div class="snb-tip" hidden>'
         f'<bdi class="snb-text"><b>{html.escape(visible(row.text))}</b></bdi> '
-        f"{look.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
-        f'{look.meaning}{decided}<div class="snb-laws">{laws}</div></div>'
+        f"{style.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
+        f'{style.meaning}{decided}<div class="snb-laws">{laws}</div></div>'
     )

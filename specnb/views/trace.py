@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 
 from specnb.views.canvas import GROUND, INK, Picture, draw, words
-from specnb.views.look import cut, number
+from specnb.views.style import cut, number
 
 _STEP, _HIGH, _TOP, _LEFT, _BELOW = 22, 180, 52, 46, 110  # px
 

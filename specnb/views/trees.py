@@ -4,7 +4,7 @@ import html
 
 from specnb.record import EMITTED, Record, TokenRow
 from specnb.views.canvas import EDGE, GROUND, INK, RIM, Picture, draw, text_width, words
-from specnb.views.look import LOOKS, cut, number
+from specnb.views.style import STYLES, cut, number
 from specnb.views.svg import box_width, token_box
 
 _ROW, _HIGH, _GAP = 34, 24, 46  # px; boxes are as high as in the strip
@@ -105,6 +105,6 @@ def _summary(rows: list[TokenRow], block: int, levels: int | None) -> str:
     drafted = sum(row.node >= 0 for row in rows)
     if levels is not None:
         return f"block {block + 1}: {drafted} tokens drafted in {levels} levels"
-    counts = {name: sum(row.verdict == name for row in rows) for name in LOOKS}
+    counts = {name: sum(row.verdict == name for row in rows) for name in STYLES}
     said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
     return f"block {block + 1}: {drafted} drafted; {said}"
