@@ -260,11 +260,11 @@ def test_laws_show_the_residual():
         sn.views.laws(target, draft, ["a", "b", "c"], token=3)
 
 
-def test_lanes_are_to_scale(run):
+def test_the_timeline_is_to_scale(run):
     half = replace(
         run, blocks=tuple(b._replace(draft_s=b.draft_s / 2, verify_s=0.0) for b in run.blocks)
     )
-    root = ET.fromstring(sn.views.lanes({"<all>": run, "half": half}).svg)
+    root = ET.fromstring(sn.views.timeline({"<all>": run, "half": half}).svg)
     groups = list(root.iter(f"{SVG}g"))
     n = len(run.blocks)
     assert len(groups) == 2 * n
@@ -278,7 +278,7 @@ def test_lanes_are_to_scale(run):
     assert sum(map(long, groups[n:])) == pytest.approx(wanted, abs=n * 0.02)
     assert "5 drafted in" in groups[0].find(f"{SVG}title").text
     with pytest.raises(ValueError, match="at least one run"):
-        sn.views.lanes({})
+        sn.views.timeline({})
 
 
 def test_aligned_strips_put_the_same_place_into_one_column(run, evil):

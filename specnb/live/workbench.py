@@ -302,7 +302,7 @@ class Workbench(w.VBox):
         yield from self._against_plain(both, request)
 
     def _against_plain(self, records: Mapping[str, Record], request: Request) -> Iterator[Progress]:
-        """Figures and lanes beside those of the run without drafts."""
+        """Figures and timeline beside those of the run without drafts."""
         for run in self._session.plain_in_steps(request):
             show_grown = partial(self._show_plain_grown, records, run)
             yield progress("plain decoding for comparison", [run], show_grown)
@@ -320,7 +320,7 @@ class Workbench(w.VBox):
             lacks = "" if self._session.pair.draft else line(NO_RATIO)
             self._show("figures", figures + lacks, **more)
         if self._is_on("time"):
-            self._show("time", views.lanes({**records, **beside}), **more)
+            self._show("time", views.timeline({**records, **beside}), **more)
 
     def _show_step(self) -> None:
         self._show("step", self.steps.shown())

@@ -1,7 +1,7 @@
-"""Pictures of a `Record`: `tokens`, `aligned`, `figures` (HTML), `tree`, `lanes`, `laws`, `trace`,
-`svg` (SVG), and plotly in `plots`.
+"""Pictures of a `Record`: `tokens`, `aligned`, `figures` (HTML), `tree`, `timeline`, `laws`,
+`trace`, `svg` (SVG), and plotly in `plots`.
 
-`views.tokens`, `views.lanes` and others are the functions, not the modules of the same names.
+`views.tokens`, `views.timeline` and others are the functions, not the modules of the same names.
 plotly is loaded with the first use of `views.plots`, so that the strip alone costs nothing.
 """
 
@@ -9,9 +9,9 @@ import importlib
 
 from specnb.views.canvas import Html, Picture
 from specnb.views.compare import aligned, figures
-from specnb.views.lanes import lanes
 from specnb.views.laws import laws
 from specnb.views.svg import svg
+from specnb.views.timeline import timeline
 from specnb.views.tokens import tokens
 from specnb.views.trace import trace
 from specnb.views.trees import tree
@@ -21,10 +21,10 @@ __all__ = [
     "Picture",
     "aligned",
     "figures",
-    "lanes",
     "laws",
     "plots",
     "svg",
+    "timeline",
     "tokens",
     "trace",
     "tree",

@@ -10,7 +10,7 @@ _WIDTH, _HIGH, _PITCH = 760, 26, 62  # px
 _LIGHT, _RIM = "#f9d9c3", "#b84f00"  # drafting
 
 
-def lanes(records: Mapping[str, Record]) -> Picture:
+def timeline(records: Mapping[str, Record]) -> Picture:
     """One lane per run; a block is a light piece (drafting) and a full one (the target's call).
 
     Prefill is left out. All lanes share one axis, in milliseconds.
