@@ -28,7 +28,7 @@ from specnb.live.page import (
     show,
 )
 from specnb.live.pictures import PictureChooser
-from specnb.live.pointed import laws_at
+from specnb.live.pointed import draw_distributions
 from specnb.live.steps import StepControls
 from specnb.models import load_pair
 from specnb.models.base import Pair
@@ -329,14 +329,14 @@ class Workbench(w.VBox):
     # ---- one token among all
 
     def _show_pointed(self) -> None:
-        """Tree and laws at the token that the cursor stands on."""
+        """Tree and distributions at the token that the cursor stands on."""
         row = self._rows_in_order()[self._cursor]
         assert self._record is not None and self._decoding is not None  # it has rows
         if self.toggles["tree"].value:
             self._show("tree", views.tree(self._record, row.block))
         if self.toggles["laws"].value:
             place = f"token {self._cursor + 1} of {len(self._record.tokens)}"
-            self._show("laws", laws_at(self._decoding, row, place))
+            self._show("laws", draw_distributions(self._decoding, row, place))
 
     def _rows_in_order(self) -> list[TokenRow]:
         assert self._record is not None  # what is pointed at was said

@@ -1,5 +1,5 @@
-"""Pictures of a `Record`: `tokens`, `aligned`, `figures` (HTML), `tree`, `timeline`, `laws`,
-`trace`, `svg` (SVG), and plotly in `plots`.
+"""Pictures of a `Record`: `tokens`, `aligned`, `figures` (HTML), `tree`, `timeline`,
+`distributions`, `trace`, `svg` (SVG), and plotly in `plots`.
 
 `views.tokens`, `views.timeline` and others are the functions, not the modules of the same names.
 plotly is loaded with the first use of `views.plots`, so that the strip alone costs nothing.
@@ -9,7 +9,7 @@ import importlib
 
 from specnb.views.canvas import Html, Picture
 from specnb.views.compare import aligned, figures
-from specnb.views.laws import laws
+from specnb.views.distributions import distributions
 from specnb.views.svg import svg
 from specnb.views.timeline import timeline
 from specnb.views.tokens import tokens
@@ -20,8 +20,8 @@ __all__ = [
     "Html",
     "Picture",
     "aligned",
+    "distributions",
     "figures",
-    "laws",
     "plots",
     "svg",
     "timeline",
@@ -29,6 +29,8 @@ __all__ = [
     "trace",
     "tree",
 ]
+
+laws = distributions  # its name in copies of lesson 01 from before
 
 
 def __getattr__(name: str):

@@ -13,7 +13,7 @@ _LIGHT, _RIM = "#f9d9c3", "#b84f00"  # drafting
 def timeline(records: Mapping[str, Record]) -> Picture:
     """One lane per run; a block is a light piece (drafting) and a full one (the target's call).
 
-    Prefill is left out. All lanes share one axis, in milliseconds.
+    Prefill is left out. All lanes share one axis, in milliseconds. ValueError without a run.
     """
     if not records:
         raise ValueError("records={}: give at least one run by name")

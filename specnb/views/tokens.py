@@ -68,7 +68,10 @@ def style_sheet(more: str = "") -> str:
 
 
 def tokens(record: Record, *, title: str | None = None) -> Html:
-    """The run as tokens with their verdicts; pointing at one, or tabbing to it, shows its laws."""
+    """The run as tokens with their verdicts, under `title`, as HTML.
+
+    Pointing at a token, or tabbing to it, shows what target and draft thought of it.
+    """
     name = html.escape(title or "Decoding, token by token")
     seen = {row.verdict for row in record.tokens}
     legend = "".join(

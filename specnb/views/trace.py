@@ -12,10 +12,11 @@ _STEP, _HIGH, _TOP, _LEFT, _BELOW = 22, 180, 52, 46, 110  # px
 def trace(
     texts: Sequence[str], scores: Sequence[float], threshold: float, title: str = "score"
 ) -> Picture:
-    """One stem per token: the score of the law that it was drawn from, before it was drawn.
+    """One stem per token: the score of the distribution that it was drawn from, before the draw.
 
     Where the score is below `threshold` drafting would have stopped: an open square, else a
-    filled dot. Scores below 0 are drawn at 0.
+    filled dot. Scores below 0 are drawn at 0. ValueError where
+    texts and scores are not equally many.
     """
     if len(texts) != len(scores):
         raise ValueError(f"{len(texts)} texts, {len(scores)} scores: give one score per token")

@@ -1,4 +1,4 @@
-"""Target, draft and residual law at one place as bars: static SVG."""
+"""Target, draft and residual distribution at one position as bars: static SVG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILLS = {
 }
 
 
-def laws(
+def distributions(
     target_probs: Sequence[float] | Tensor,
     draft_probs: Sequence[float] | Tensor | None,
     names: Callable[[int], str] | Mapping[int, str] | Sequence[str],
@@ -33,14 +33,15 @@ def laws(
 ) -> Picture:
     """Three bars for each of the `top` likeliest tokens, `token` marked and always among them.
 
-    Tokens that no law gives a chance are left out. `left` is the residual, by default that of the
-    two laws; without `draft_probs` only the target is drawn. `names` gives a token id its text.
+    Tokens of probability 0 in every distribution are left out. `left` is the residual, by default
+    that of the two; without `draft_probs` only the target is drawn. `names` gives a token id its
+    text. ValueError for rows of different lengths, and for a `token` that they do not have.
     """
     given = {"target": target_probs, "draft": draft_probs, "residual": left}
     rows = {k: torch.as_tensor(v).double().cpu() for k, v in given.items() if v is not None}
-    shapes = [[*law.shape] for law in rows.values()]
+    shapes = [[*row.shape] for row in rows.values()]
     if len(shapes[0]) != 1 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"laws of shape {shapes}: give rows of one length")
+        raise ValueError(f"distributions of shape {shapes}: give rows of one length")
     if draft_probs is not None and left is None:
         rows["residual"] = residual(rows["target"], rows["draft"])
     if token is not None and not 0 <= token < shapes[0][0]:
@@ -75,8 +76,8 @@ def laws(
         middle = y + len(rows) * _BAR / 2 + 5
         mark = "▶ " if chosen else ""
         drawn.append(words(mark + text, left_px - 10, middle, 14, anchor="end", mono=True))
-        for line, (name, law) in enumerate(rows.items()):
-            value = float(law[i])
+        for line, (name, row) in enumerate(rows.items()):
+            value = float(row[i])
             high = y + line * _BAR
             drawn.append(f"<g><title>{html.escape(f'{text}: {name} {number(value)}')}</title>")
             drawn.append(_bar(name, left_px, high, value * _LONG))
