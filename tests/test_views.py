@@ -13,7 +13,7 @@ import torch
 import specnb as sn
 from specnb.models import TableModel
 from specnb.record import VERDICTS
-from specnb.views import plots
+from specnb.views import canvas, plots
 from specnb.views.style import CARD, STYLES, number, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -112,6 +112,17 @@ def test_the_svg_is_well_formed(evil, run):
         root = ET.fromstring(sn.views.svg(record))
         assert root.tag.endswith("svg")
     assert len(list(ET.fromstring(sn.views.svg(run)).iter())) > len(run.tokens)
+
+
+def test_the_canvas_frames_shapes_under_a_title():
+    root = ET.fromstring(canvas.draw(['<path d="M0 0"/>'], 400, 90.5, "<a> & b").svg)
+    assert [node.tag.removeprefix(SVG) for node in root] == ["rect", "text", "path"]
+    assert root.get("viewBox") == "0 0 400 90.5" and root.get("aria-label") == "<a> & b"
+    assert root.find(f"{SVG}text").text == "<a> & b"
+    said = ET.fromstring(canvas.draw([], 400, 90, "title", label='what is "seen"').svg)
+    assert said.get("aria-label") == 'what is "seen"'
+    token = ET.fromstring(canvas.words(" \u6f22", 0, 0, 14, mono=True, fitted=True))
+    assert token.get("textLength") == f"{3 * canvas.COLUMN:g}" and token.text == " \u6f22"
 
 
 def contrast(a: str, b: str) -> float:
