@@ -12,13 +12,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specnb import arguments
 from specnb._version import __version__
 from specnb.files import json_rows, write_whole
 from specnb.models import machine
 from specnb.paths import ROOT, need_checkout, resolved
+
+if TYPE_CHECKING:
+    from specnb.views import Html
 
 PROMPT_KEYS = ("prompt", "image", "task")
 # What a drafter's own text says in place of these parameters.
@@ -356,17 +359,7 @@ def _item(folder: Path, where: str, row: Mapping[str, Any]) -> Item:
 # ------------------------------------------------------------------------------- what is shown
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A picture beside a token strip; a notebook shows it as a cell's last value."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-
-def panel(item: Any, record: Any, title: str | None = None) -> Panel:
+def panel(item: Any, record: Any, title: str | None = None) -> Html:
     """The prompt, its picture (where there is one) and the strip of a run on it."""
     from specnb import views
     from specnb.scenes import render
@@ -388,7 +381,7 @@ def panel(item: Any, record: Any, title: str | None = None) -> Panel:
         )
     asked = html.escape(item.prompt).replace("\n", "<br>")
     strip = views.tokens(record, title=title)._repr_html_()
-    return Panel(
+    return views.Html(
         f'<div style="margin:6px 0"><div style="margin-bottom:2px"><b>Prompt:</b> {asked}</div>'
         '<div style="display:flex;gap:12px;flex-wrap:wrap">'
         f'{picture}<div style="flex:1 1 420px;min-width:0">{strip}</div></div></div>'

@@ -475,7 +475,7 @@ def test_the_sum_of_the_code_sees_every_module(tmp_path):
     package = tmp_path / "specnb"
     shutil.copytree(ROOT / "specnb", package, ignore=shutil.ignore_patterns("__pycache__"))
     before = files.sum_of(package, package.rglob("*.py"))
-    with (package / "views" / "look.py").open("a") as module:
+    with (package / "views" / "style.py").open("a") as module:
         module.write("\n")
     assert files.sum_of(package, package.rglob("*.py")) != before
 

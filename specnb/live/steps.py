@@ -12,7 +12,7 @@ from specnb.live.page import NARROW, PLAIN, WRAPPED, Page, named
 from specnb.models.base import Model
 from specnb.record import TokenRow
 from specnb.session import Stepper
-from specnb.views.look import counted, visible
+from specnb.views.style import counted, visible
 
 LIKELY = 10  # tokens offered to go on with
 SAID = {

@@ -22,21 +22,20 @@ from specnb.live.page import (
     WIDE,
     WRAPPED,
     Page,
-    Static,
     framed,
     line,
     named,
     show,
 )
 from specnb.live.pictures import PictureChooser
-from specnb.live.pointed import laws_at
+from specnb.live.pointed import draw_distributions
 from specnb.live.steps import StepControls
 from specnb.models import load_pair
 from specnb.models.base import Pair
 from specnb.record import Record, TokenRow
 from specnb.sampling import Sampling
 from specnb.session import Session, Stepper
-from specnb.views.look import by_block
+from specnb.views.style import by_block
 
 VIEWS = ("tokens", "figures", "time", "tree", "laws")
 MODES = ("whole text", "step by step", "compare")
@@ -303,7 +302,7 @@ class Workbench(w.VBox):
         yield from self._against_plain(both, request)
 
     def _against_plain(self, records: Mapping[str, Record], request: Request) -> Iterator[Progress]:
-        """Figures and lanes beside those of the run without drafts."""
+        """Figures and timeline beside those of the run without drafts."""
         for run in self._session.plain_in_steps(request):
             show_grown = partial(self._show_plain_grown, records, run)
             yield progress("plain decoding for comparison", [run], show_grown)
@@ -321,7 +320,7 @@ class Workbench(w.VBox):
             lacks = "" if self._session.pair.draft else line(NO_RATIO)
             self._show("figures", figures + lacks, **more)
         if self._is_on("time"):
-            self._show("time", views.lanes({**records, **beside}), **more)
+            self._show("time", views.timeline({**records, **beside}), **more)
 
     def _show_step(self) -> None:
         self._show("step", self.steps.shown())
@@ -330,14 +329,14 @@ class Workbench(w.VBox):
     # ---- one token among all
 
     def _show_pointed(self) -> None:
-        """Tree and laws at the token that the cursor stands on."""
+        """Tree and distributions at the token that the cursor stands on."""
         row = self._rows_in_order()[self._cursor]
         assert self._record is not None and self._decoding is not None  # it has rows
         if self.toggles["tree"].value:
             self._show("tree", views.tree(self._record, row.block))
         if self.toggles["laws"].value:
             place = f"token {self._cursor + 1} of {len(self._record.tokens)}"
-            self._show("laws", laws_at(self._decoding, row, place))
+            self._show("laws", draw_distributions(self._decoding, row, place))
 
     def _rows_in_order(self) -> list[TokenRow]:
         assert self._record is not None  # what is pointed at was said
@@ -359,7 +358,7 @@ class Workbench(w.VBox):
 
     # ---- copies
 
-    def static(self) -> Static:
+    def static(self) -> views.Html:
         """What the panel shows, without controls: for saved and exported copies.
 
         A run under way is finished first.
@@ -368,7 +367,7 @@ class Workbench(w.VBox):
         shown = [view.value for view in self.views.values() if view.layout.display != "none"]
         seen = [] if self.page.error else shown  # else they would be those of the move before
         asked = html.escape(self.chooser.prompt.value).replace("\n", "<br>")
-        return Static(
+        return views.Html(
             f'<div class="snb-static"><div><b>{html.escape(self._words())}</b></div>'
             f"<div><b>Prompt:</b> {asked}</div>{self.lacks.value}{self.chooser.picture.value}"
             f"{self.page.alert.value}{''.join(seen)}</div>"

@@ -1,4 +1,4 @@
-"""The house style of all figures: large type, plain ground, palette, markers and patterns."""
+"""The theme of all figures: large type, plain ground, palette, markers and patterns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATTERNS = ("", "/", "x", ".", "\\", "|", "+")
 
 
 def figure_of(title: str, x: str, y: str) -> go.Figure:
-    """An empty figure in the house style, readable from the back of a room."""
+    """An empty figure in the theme, readable from the back of a room."""
     figure = go.Figure()
     figure.update_layout(
         template="simple_white",
@@ -31,7 +31,7 @@ def figure_of(title: str, x: str, y: str) -> go.Figure:
 
 
 def line_of(index: int, name: str) -> dict[str, Any]:
-    """Keyword arguments of a scatter trace: the look of the n-th line."""
+    """Keyword arguments of a scatter trace: the style of the n-th line."""
     colour = COLOURS[index % len(COLOURS)]
     return {
         "name": html.escape(name),
@@ -43,7 +43,7 @@ def line_of(index: int, name: str) -> dict[str, Any]:
 
 
 def bars_of(index: int, name: str) -> dict[str, Any]:
-    """Keyword arguments of a bar trace: the look of the n-th bar of a group."""
+    """Keyword arguments of a bar trace: the style of the n-th bar of a group."""
     colour = COLOURS[index % len(COLOURS)]
     pattern = {"shape": PATTERNS[index % len(PATTERNS)], "fgcolor": "#ffffff", "size": 7}
     return {"name": html.escape(name), "marker": {"color": colour, "pattern": pattern}}

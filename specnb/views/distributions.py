@@ -1,4 +1,4 @@
-"""Target, draft and residual law at one place as bars: static SVG."""
+"""Target, draft and residual distribution at one position as bars: static SVG."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from specnb.sampling import residual
-from specnb.views.look import CARD, cut, number
-from specnb.views.svg import Picture, columns
+from specnb.views.canvas import EDGE, INK, Picture, draw, text_width, words
+from specnb.views.style import cut, number
 
-_BAR, _GAP, _LONG, _CHAR, _EDGE = 11, 12, 320, 8.4, 16  # px
+_BAR, _GAP, _LONG = 11, 12, 320  # px
 # Okabe and Ito's colours; full, light and empty with a broken rim tell them apart without colour.
 _FILLS = {
     "target": ("#0072b2", "#0072b2", ""),
@@ -21,7 +21,7 @@ _FILLS = {
 }
 
 
-def laws(
+def distributions(
     target_probs: Sequence[float] | Tensor,
     draft_probs: Sequence[float] | Tensor | None,
     names: Callable[[int], str] | Mapping[int, str] | Sequence[str],
@@ -33,14 +33,15 @@ def laws(
 ) -> Picture:
     """Three bars for each of the `top` likeliest tokens, `token` marked and always among them.
 
-    Tokens that no law gives a chance are left out. `left` is the residual, by default that of the
-    two laws; without `draft_probs` only the target is drawn. `names` gives a token id its text.
+    Tokens of probability 0 in every distribution are left out. `left` is the residual, by default
+    that of the two; without `draft_probs` only the target is drawn. `names` gives a token id its
+    text. ValueError for rows of different lengths, and for a `token` that they do not have.
     """
     given = {"target": target_probs, "draft": draft_probs, "residual": left}
     rows = {k: torch.as_tensor(v).double().cpu() for k, v in given.items() if v is not None}
-    shapes = [[*law.shape] for law in rows.values()]
+    shapes = [[*row.shape] for row in rows.values()]
     if len(shapes[0]) != 1 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"laws of shape {shapes}: give rows of one length")
+        raise ValueError(f"distributions of shape {shapes}: give rows of one length")
     if draft_probs is not None and left is None:
         rows["residual"] = residual(rows["target"], rows["draft"])
     if token is not None and not 0 <= token < shapes[0][0]:
@@ -53,20 +54,16 @@ def laws(
 
     name_of = names if callable(names) else names.__getitem__
     texts = [cut(name_of(i)) for i in ids]
-    ink, ground, rim = CARD["light"]
-    left_px = _EDGE + max(columns(text) for text in texts) * _CHAR + 34
+    left_px = EDGE + max(map(text_width, texts)) + 34
     width = left_px + _LONG + 80
     pitch = len(rows) * _BAR + _GAP
     top_px = 74
     height = top_px + pitch * len(ids) + 6
-    drawn = [
-        f'<text x="{_EDGE}" y="28" font-family="sans-serif" font-size="15" fill="{ink}">'
-        f"{html.escape(title)}</text>"
-    ]
-    x = float(_EDGE)
+    drawn = []
+    x = float(EDGE)
     for name in rows:
         drawn.append(_bar(name, x, 44, 22))
-        drawn.append(_words(name, x + 28, 53, "13"))
+        drawn.append(words(name, x + 28, 53))
         x += 46 + 8 * len(name)
     for place, (i, text) in enumerate(zip(ids, texts, strict=True)):
         y = top_px + place * pitch
@@ -74,29 +71,19 @@ def laws(
         if chosen:
             drawn.append(
                 f'<rect x="6" y="{y - _GAP / 2:g}" width="{width - 12:g}" height="{pitch}" '
-                f'fill="#fff6d6" stroke="{ink}"/>'
+                f'fill="#fff6d6" stroke="{INK}"/>'
             )
         middle = y + len(rows) * _BAR / 2 + 5
         mark = "▶ " if chosen else ""
-        drawn.append(
-            f'<text x="{left_px - 10:g}" y="{middle:g}" text-anchor="end" font-size="14" '
-            f"font-family=\"'DejaVu Sans Mono',monospace\" "
-            f'xml:space="preserve" fill="{ink}">{mark}{html.escape(text)}</text>'
-        )
-        for line, (name, law) in enumerate(rows.items()):
-            value = float(law[i])
+        drawn.append(words(mark + text, left_px - 10, middle, 14, anchor="end", mono=True))
+        for line, (name, row) in enumerate(rows.items()):
+            value = float(row[i])
             high = y + line * _BAR
             drawn.append(f"<g><title>{html.escape(f'{text}: {name} {number(value)}')}</title>")
             drawn.append(_bar(name, left_px, high, value * _LONG))
             end = left_px + value * _LONG + 5
-            drawn.append(_words(number(value), end, high + 9, "11") + "</g>")
-    label = html.escape(title)
-    return Picture(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
-        f'viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">'
-        f'<rect x="0.5" y="0.5" width="{width - 1:g}" height="{height - 1:g}" rx="6" '
-        f'fill="{ground}" stroke="{rim}"/>{"".join(drawn)}</svg>'
-    )
+            drawn.append(words(number(value), end, high + 9, 11) + "</g>")
+    return draw(drawn, width, height, title)
 
 
 def _bar(name: str, x: float, y: float, width: float) -> str:
@@ -104,11 +91,4 @@ def _bar(name: str, x: float, y: float, width: float) -> str:
     return (
         f'<rect x="{x:g}" y="{y + 1:g}" width="{max(width, 0.5):g}" height="{_BAR - 2}" '
         f'fill="{fill}" stroke="{rim}"{dash}/>'
-    )
-
-
-def _words(text: str, x: float, y: float, size: str) -> str:
-    return (
-        f'<text x="{x:g}" y="{y:g}" font-family="sans-serif" font-size="{size}" '
-        f'fill="{CARD["light"][0]}">{html.escape(text)}</text>'
     )

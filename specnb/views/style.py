@@ -7,7 +7,7 @@ from typing import NamedTuple
 from specnb.record import Record, TokenRow
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a verdict is drawn; colours are (text, ground, rim), tested for WCAG AA contrast."""
 
     sign: str  # tells the verdict without colour vision, as does the rim's line
@@ -19,20 +19,20 @@ class Look(NamedTuple):
 
 # Hues from Okabe and Ito's palette, darkened or lightened until the text on them is readable.
 _OWN = "the target's own token"
-LOOKS = {
-    "accepted": Look("✓", "drafted, and the target keeps it", "solid",
+STYLES = {
+    "accepted": Style("✓", "drafted, and the target keeps it", "solid",
         ("#00513c", "#dff3ec", "#009e73"), ("#b7f0dc", "#0b3a2d", "#2fbf95")),
-    "rejected": Look("✗", "drafted, but the target turns it down", "dashed",
+    "rejected": Style("✗", "drafted, but the target turns it down", "dashed",
         ("#7a2e00", "#fbe6da", "#d55e00"), ("#ffd2b8", "#4a1f06", "#f08a4b")),
-    "correction": Look("↺", f"{_OWN} in place of the rejected one", "solid",
+    "correction": Style("↺", f"{_OWN} in place of the rejected one", "solid",
         ("#003f68", "#dcebf7", "#0072b2"), ("#bfe3ff", "#06314d", "#56b4e9")),
-    "bonus": Look("+", f"{_OWN}, free behind an accepted draft", "double",
+    "bonus": Style("+", f"{_OWN}, free behind an accepted draft", "double",
         ("#5c4300", "#fdf0cf", "#b87f00"), ("#ffe3a1", "#4a3500", "#e69f00")),
-    "unexamined": Look("·", "drafted, but never looked at", "dotted",
+    "unexamined": Style("·", "drafted, but never looked at", "dotted",
         ("#666666", "#ffffff", "#999999"), ("#a8a8a8", "#1e1e1e", "#777777")),
-    "plain": Look("○", f"{_OWN}, nothing was drafted", "solid",
+    "plain": Style("○", f"{_OWN}, nothing was drafted", "solid",
         ("#222222", "#eeeeee", "#777777"), ("#eeeeee", "#333333", "#999999")),
-    "forced": Look("!", "put here by hand, whatever the target thought", "solid",
+    "forced": Style("!", "put here by hand, whatever the target thought", "solid",
         ("#6b1f4f", "#f9e6f0", "#b0508a"), ("#f5c6e0", "#43122f", "#cc79a7")),
 }  # fmt: skip
 CARD = {"light": ("#1b1b1b", "#ffffff", "#8a8a8a"), "dark": ("#eeeeee", "#1e1e1e", "#777777")}
