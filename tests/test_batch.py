@@ -120,6 +120,15 @@ def make_sweep(folder: Path, text: str, name: str = "s.yml") -> Path:
         ),
         ("notebooks: [00_start_here]\nseeds: [010]", "line 2: 010 would be read as 8"),
         ("notebooks: [00_start_here]\nname: 2001-99-99", "month must be in 1..12"),
+        (
+            "notebooks: [00_start_here]\nparameters: {seed: 1}\nsets: [{seed: 1}]",
+            "seed: it stands in parameters and in sets; leave one out",
+        ),
+        (
+            "notebooks: [00_start_here]\n"
+            f"grid: {{seed: &a {list(range(99))}, n_prompts: *a, draft_length: *a}}",
+            "grid: it has 970299 sets of values; take 100000 or fewer",
+        ),
         ("a: " + "9" * 5000, "digits"),
         ("[" * 5000, "brackets within brackets"),
         ("a: &a [*a]", "aliases repeat too much"),
@@ -216,7 +225,7 @@ def test_a_parameter_that_is_given_twice_is_refused(tmp_path, capsys):
 
 OWN = """# what may be varied
 text: str = "key=value"  # with = and #
-other = 'a#b'
+other = 'a # b = c'
 both = again = -1.5
 breadth: int
 pair = (1, None)
@@ -243,7 +252,7 @@ def own_notebook(folder: Path, parameters: str, **metadata) -> Path:
 def test_defaults_are_read_as_python_reads_them(tmp_path):
     path = own_notebook(tmp_path, OWN)
     parameters = plan_of([path]).runs[0].parameters
-    wanted = {"text": "key=value", "other": "a#b", "both": -1.5, "again": -1.5, "pair": (1, None)}
+    wanted = {"text": "key=value", "other": "a # b = c", "both": -1.5, "again": -1.5, "pair": (1, None)}
     wanted |= {"many": ["a=1", 2], "long": "two\nlines = here"}
     assert parameters == wanted
     (given,) = plan_of([path], [{"text": "z", "other": "="}]).runs
@@ -281,6 +290,21 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path, data):
     (tmp_path / "own.ipynb").write_bytes(data)
     with pytest.raises(ValueError, match="^own.ipynb: this is no notebook"):
         plan_of([tmp_path / "own.ipynb"])
+
+
+def test_a_kernel_that_is_not_installed_is_named(tmp_path):
+    path = own_notebook(tmp_path, PARAMETERS, kernelspec={"name": "nosuch"})
+    with pytest.raises(ValueError, match="^own.ipynb: its kernel 'nosuch' is not installed here"):
+        plan_of([path])
+
+
+@pytest.mark.parametrize("value", ["1 + 2j", "{1, 2}", "b'x'", "2 + 3", "some_call()"])
+def test_a_default_that_no_row_can_hold_is_named(tmp_path, value):
+    path = own_notebook(tmp_path, f"x = {value}\nout_dir = ''")
+    with pytest.raises(ValueError, match="^own.ipynb: give x a plain value, not ") as caught:
+        plan_of([path])
+    assert "\n" not in str(caught.value)
+    assert plan_of([path], [{"x": 5}]).runs[0].parameters == {"x": 5}
 
 
 def test_parameters_are_plain_values(tmp_path, unchecked):

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ DRAFTER = "drafter"  # the parameter that holds a method's text
 PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
 TIMEOUT_S = 600  # per run: one that never ends must not hold up the night
 MOST_SEEDS = 100_000  # that a number may ask for
+MOST_SETS = 100_000  # of parameters that a grid may ask for
 SAFE = re.compile(r"[A-Za-z0-9][\w.-]*")
 CONFIG = re.compile(r"sn\.(?:notebook\.)?(\w*Config)\.from_notebook")
 KEYS = (
@@ -163,6 +165,14 @@ def run_of(path: Path, given: Mapping[str, Any]) -> Run:
         there = ", ".join(known) or "none"
         hint = nearest(name, known)
         raise ValueError(f"{path.name} has no parameter {name!r}{hint}; it has: {there}")
+    _check_kernel(path, book)
+    parameters = _checked(path, given, known)
+    parameters.pop("out_dir")
+    return Run(path, given, parameters, identity(path, parameters))
+
+
+def _check_kernel(path: Path, book: Any) -> None:
+    """ValueError where a notebook does not name its kernel, or that is not installed."""
     kernel = book.metadata.get("kernelspec", {})
     language = book.metadata.get("language_info", {}).get("name") or kernel.get("language")
     if not kernel.get("name") or not language:
@@ -170,9 +180,23 @@ def run_of(path: Path, given: Mapping[str, Any]) -> Run:
             f"{path.name}: it does not say which kernel runs it; open it in Jupyter, choose one, "
             "and save it"
         )
-    parameters = _checked(path, given, known)
-    parameters.pop("out_dir")
-    return Run(path, given, parameters, identity(path, parameters))
+    if not _is_installed(kernel["name"]):
+        raise ValueError(
+            f"{path.name}: its kernel {shown(kernel['name'])} is not installed here; install it, "
+            "or choose another one in Jupyter and save the notebook"
+        )
+
+
+@functools.cache
+def _is_installed(kernel: str) -> bool:
+    import nbformat
+    from nbclient import NotebookClient
+
+    client = NotebookClient(nbformat.v4.new_notebook(), kernel_name=kernel)
+    try:
+        return client.create_kernel_manager().kernel_spec is not None
+    except KeyError:  # NoSuchKernel
+        return False
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -248,8 +272,8 @@ def _defaults(path: Path, book: Any) -> dict[str, str]:
 
 def _default(path: Path, name: str, written: str) -> Any:
     try:
-        return ast.literal_eval(written)
-    except (ValueError, SyntaxError):
+        return _plain(name, ast.literal_eval(written))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise ValueError(
             f"{path.name}: give {name} a plain value, not {shown(written)[1:-1]}"
         ) from None
@@ -261,9 +285,9 @@ def _source(path: Path) -> list[tuple[str, str]]:
 
 
 def look_anew() -> None:
-    """Forgets what files held: they may have changed since."""
-    for sum_ in (_code, _data, _content):
-        sum_.cache_clear()
+    """Forgets what files held and which kernels there are: they may have changed since."""
+    for found in (_code, _data, _content, _is_installed):
+        found.cache_clear()
 
 
 def identity(path: Path, parameters: Mapping[str, Any]) -> str:
@@ -376,6 +400,8 @@ def _plan(asked: dict, path: Path, allow_code: bool) -> Plan:
         for key in common:
             if any(key in one for one in names):
                 raise ValueError(f"{key}: it stands in parameters and in {where}; leave one out")
+    if (n_sets := math.prod(map(len, grid.values()))) > MOST_SETS:
+        raise ValueError(f"grid: it has {n_sets} sets of values; take {MOST_SETS} or fewer")
     if grid or not sets:
         sets = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())] + (
             sets
