@@ -18,7 +18,7 @@ from specnb import arguments
 from specnb._version import __version__
 from specnb.files import json_rows, write_whole
 from specnb.models import machine
-from specnb.paths import ROOT, need_checkout, resolved
+from specnb.paths import ROOT, need_checkout, need_folder, resolved
 
 PROMPT_KEYS = ("prompt", "image", "task")
 # What a drafter's own text says in place of these parameters.
@@ -266,8 +266,8 @@ def _from_notebook(cls: type, names: Mapping[str, Any]) -> Any:
 
 
 def _check_out_dir(out_dir: str) -> None:
-    if out_dir and Path(out_dir).is_file():
-        raise ValueError(f"out_dir={out_dir!r}: this is a file; give a folder")
+    if out_dir:
+        need_folder("out_dir", out_dir)
 
 
 def _coerced(name: str, value: Any, kind: str) -> Any:

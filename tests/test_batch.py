@@ -252,8 +252,8 @@ def own_notebook(folder: Path, parameters: str, **metadata) -> Path:
 def test_defaults_are_read_as_python_reads_them(tmp_path):
     path = own_notebook(tmp_path, OWN)
     parameters = plan_of([path]).runs[0].parameters
-    wanted = {"text": "key=value", "other": "a # b = c", "both": -1.5, "again": -1.5, "pair": (1, None)}
-    wanted |= {"many": ["a=1", 2], "long": "two\nlines = here"}
+    wanted = {"text": "key=value", "other": "a # b = c", "both": -1.5, "again": -1.5}
+    wanted |= {"pair": (1, None), "many": ["a=1", 2], "long": "two\nlines = here"}
     assert parameters == wanted
     (given,) = plan_of([path], [{"text": "z", "other": "="}]).runs
     assert given.parameters == wanted | {"text": "z", "other": "="}
@@ -369,6 +369,35 @@ def test_command_lines_are_judged_first(tmp_path, capsys):
             batch.main(argv)
         assert exit_.value.code == 2
     assert "no such folder" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "file/far/below", "link", "link/below"])
+def test_results_cannot_go_where_a_file_stands(tmp_path, capsys, monkeypatch, where):
+    make_notebook(tmp_path, "a", WRITES)
+    make_sweep(tmp_path, "notebooks: [a.ipynb]")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(carry, "local", lambda plan: pytest.fail("a worker was started"))
+    said = "a file" if "file" in where else "a link to nowhere"
+    at = "this" if "/" not in where else str(tmp_path / where.partition("/")[0])
+    for argv in (["run", "a.ipynb"], ["sweep", "s.yml"], ["sweep", "s.yml", "--dry-run"]):
+        with pytest.raises(SystemExit) as exit_:
+            batch.main([*argv, "--out", where])
+        assert exit_.value.code == 2
+        wanted = f"python -m specnb.batch: error: out='{where}': {at} is {said}; give a folder\n"
+        assert capsys.readouterr().err == wanted
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_is_no_notebook_ends_the_command_line_in_one_line(tmp_path, capsys):
+    (tmp_path / "a.ipynb").write_text("hello")
+    with pytest.raises(SystemExit) as exit_:
+        batch.main(["run", "--out", str(tmp_path / "out"), str(tmp_path / "a.ipynb")])
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("python -m specnb.batch: error: a.ipynb: this is no notebook (")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
