@@ -16,7 +16,7 @@ from typing import Any
 
 from specnb import arguments
 from specnb._version import __version__
-from specnb.files import json_rows, write_whole
+from specnb.files import finite, json_rows, missing_words, write_whole
 from specnb.models import machine
 from specnb.paths import ROOT, need_checkout, need_folder, resolved
 
@@ -453,12 +453,16 @@ def save_row(
 ) -> Path | None:
     """Writes `<out_dir>/<notebook>.json` in one step and gives its path; None without `out_dir`.
 
-    `headline` holds the figures by name, `more` whatever else a batch may want to collect.
+    `headline` holds the figures by name, `more` whatever else a batch may want to collect. What is
+    NaN or infinite is null in the file, and is named there and here.
     """
     if not cfg.out_dir:
         print("out_dir is empty: nothing is written")
         return None
     row = {"notebook": notebook, "config": asdict(cfg), "headline": dict(headline), **more}
+    row = finite(row, "config")
+    if words := missing_words(row):
+        print(words)
     text = json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
     path = Path(cfg.out_dir) / f"{notebook}.json"
     write_whole(path, text)

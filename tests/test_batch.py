@@ -563,6 +563,57 @@ def test_a_failure_stops_nobody(tmp_path, capsys, monkeypatch):
     assert not list(out.glob(".work-*")) and not list(out.glob("*.tmp"))
 
 
+ODD = """import json, pathlib
+one = {"task": "t", "method": "m", "prompt": 0, "tokens": 12, "target_calls": 4}
+one |= {"seconds": float("nan"), "plain_seconds": 1.0, "plain_tokens": 10}
+row = {"notebook": STEM, "headline": {"ratio": float("nan"), "rate": float("-inf"), "n": 3}}
+pathlib.Path(out_dir, STEM + ".json").write_text(json.dumps(row | {"measurements": [one]}))"""
+
+
+def no_odd_numbers(text: str) -> dict:
+    def refused(name: str):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refused)
+
+
+@pytest.mark.notebook
+def test_figures_that_are_no_numbers_are_missing_and_named_once(tmp_path, capsys):
+    path, out = make_notebook(tmp_path, "a", ODD), tmp_path / "out"
+    book = nbformat.read(path, as_version=4)
+    book.cells[0].source += '\nprompt = "a # b = c"'  # papermill's own reading stumbles over it
+    nbformat.write(book, path)
+    sweep = make_sweep(tmp_path, "notebooks: [a.ipynb]\nparameters: {temperature: .inf}")
+    assert batch.main(["sweep", str(sweep), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    words = "headline.ratio is nan, headline.rate is -inf, measurements[0].seconds is nan"
+    assert f"a (temperature=inf): ok {words}: kept as missing" in printed.err
+    assert printed.err.count("kept as missing") == 1 and "Unable to parse" not in printed.err
+    assert "ratio missing, rate missing, n 3" in printed.out
+    (row,) = no_odd_numbers((out / "summary.json").read_text())
+    assert no_odd_numbers((out / f"{row['id']}.json").read_text()) == row
+    assert row["headline"] == {"ratio": None, "rate": None, "n": 3}
+    assert row["not_finite"]["headline.rate"] == "-inf"
+    assert row["parameters"]["temperature"] == "inf"  # it was asked for: not missing
+    table = pd.read_csv(out / "table.csv")
+    assert table[["figure.ratio", "figure.rate", "speedup"]].isna().all(axis=None)
+    assert table["figure.n"][0] == 3 and table["block_efficiency"][0] == 3.0
+    raw = (out / "table.csv").read_text().lower()
+    assert "nan" not in raw and ",-inf" not in raw
+    batch.pages.write(out)
+    assert "<dt>ratio</dt><dd>missing</dd>" in (out / "index.html").read_text()
+
+
+def test_rows_with_odd_numbers_are_read_as_lacking_them(tmp_path, capsys):
+    """As other versions, and others, write them."""
+    rows = [a_row(headline={"tau": float("inf")}), a_row(id="a-2", headline={"tau": 2.5})]
+    for row in rows:
+        (tmp_path / f"{row['id']}.json").write_text(json.dumps(row))
+    assert collect(tmp_path)["figure.tau"].isna().tolist() == [True, False]
+    said = "a-1.json: headline.tau is inf: kept as missing\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.notebook
 def test_a_second_call_runs_only_what_is_missing(tmp_path, capsys):
     count = tmp_path / "count"

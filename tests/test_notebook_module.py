@@ -278,14 +278,34 @@ def test_row_is_written_in_one_step(tmp_path, capsys, monkeypatch):
     assert path.name == "00_x.json" and os.listdir(path.parent) == ["00_x.json"]
     assert row["headline"] == {"tau": 2.5, "n": 3, "none": None} and row["text"] == "über"
     assert row["config"] == {**DEFAULTS, "out_dir": cfg.out_dir} and row["notebook"] == "00_x"
-    for wrong in ({"x": float("nan")}, {"x": object()}):
-        with pytest.raises((ValueError, TypeError)):
-            notebook.save_row(cfg, "00_x", wrong)
+    with pytest.raises(TypeError, match="object cannot stand in a JSON row"):
+        notebook.save_row(cfg, "00_x", {"x": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == row  # the old row is untouched
     assert os.listdir(path.parent) == ["00_x.json"]
     capsys.readouterr()
     assert notebook.save_row(RunConfig(), "00_x", {}) is None
     assert "nothing is written" in capsys.readouterr().out
+
+
+def test_figures_that_are_no_numbers_are_missing_and_named(tmp_path, capsys):
+    cfg = StoppingConfig(out_dir=str(tmp_path), threshold=float("inf"))
+    figures = {"x": float("nan"), "y": torch.tensor(float("-inf")), "z": np.float32("inf"), "n": 1}
+    path = notebook.save_row(cfg, "03_x", figures, rows=[{"a": [1.0, float("inf")]}])
+    row = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert row["headline"] == {"x": None, "y": None, "z": None, "n": 1}
+    places = {"headline.x": "nan", "headline.y": "-inf", "headline.z": "inf", "rows[0].a[1]": "inf"}
+    assert row["not_finite"] == places and row["rows"] == [{"a": [1.0, None]}]
+    assert row["config"]["threshold"] == "inf"  # it was asked for, and is read like that
+    said = "headline.x is nan, headline.y is -inf, headline.z is inf and 1 more: kept as missing"
+    assert said in capsys.readouterr().out
+    assert StoppingConfig.from_notebook(row["config"]).threshold == float("inf")
+
+
+def test_a_row_has_to_have_a_place_before_the_lesson_begins(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out_dir='.*below': .*file is a file; give a folder"):
+        RunConfig(out_dir=str(tmp_path / "file" / "below"))
+    assert RunConfig(out_dir=str(tmp_path / "new" / "folder")).out_dir
 
 
 # ---- set-up

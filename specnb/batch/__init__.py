@@ -63,6 +63,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     import pandas as pd
 
     def figure(value: object) -> str:
+        if value is None:
+            return "missing"
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     lines = [

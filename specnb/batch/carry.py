@@ -35,7 +35,7 @@ from specnb.batch.execute import (
     write_row,
 )
 from specnb.batch.plan import Plan, Run
-from specnb.files import write_whole
+from specnb.files import missing_words, write_whole
 from specnb.paths import need_folder, to_install
 
 DEATHS = 3  # of workers that a run may cost before it is given up
@@ -232,12 +232,13 @@ class Progress:
         """One run is over."""
         self._over += 1
         self._bar.update()
-        words = f"{run}: {row['status']} {row['error']}".rstrip()
+        missing = missing_words(row)
+        words = " ".join(filter(None, [f"{run}: {row['status']}", row["error"], missing]))
         if not self._live:
             took = time.monotonic() - self._began
             meter = tqdm.format_meter(self._over, self._todo, took, unit="run", ncols=0)
             print(f"{meter.strip()} {words}", file=sys.stderr, flush=True)
-        elif row["status"] != "ok":
+        elif row["status"] != "ok" or missing:
             tqdm.write(words, file=sys.stderr)
 
     def close(self) -> None:
