@@ -12,7 +12,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from specnb import arguments
 from specnb._version import __version__
@@ -261,7 +261,7 @@ def _from_notebook(cls: type, names: Mapping[str, Any]) -> Any:
             "no parameter is there: run the cell tagged 'parameters' first; it defines "
             f"{', '.join(wanted)}"
         )
-    kinds = {field.name: str(field.type) for field in fields(cls)}
+    kinds = get_type_hints(cls)  # a subclass elsewhere may have its types as texts, or as they are
     return cls(**{name: _coerced(name, names[name], kinds[name]) for name in given})
 
 
@@ -270,21 +270,25 @@ def _check_out_dir(out_dir: str) -> None:
         need_folder("out_dir", out_dir)
 
 
-def _coerced(name: str, value: Any, kind: str) -> Any:
-    """A value as papermill may hand it over ("3", 3.0, None), as the field's own type."""
-    if kind == "str":
+def _coerced(name: str, value: Any, kind: Any) -> Any:
+    """A value as papermill may hand it over ("3", 3.0, None), as the field's own type.
+
+    Other types than str, bool, int and float are for the class itself to judge.
+    """
+    if kind is str:
         if value is None:
             return ""
         if isinstance(value, (int, Path)) and not isinstance(value, bool):
             return str(value)
         return arguments.text(name, value)
-    if kind == "bool":
+    if kind is bool:
         words = {"true": True, "false": False, "1": True, "0": False}
         if str(value).lower() not in words:
             raise ValueError(f"{name}={arguments.shown(value)}: give True or False")
         return words[str(value).lower()]
-    read = arguments.read_whole if kind == "int" else arguments.read_number
-    return read(name, value)
+    if kind is int:
+        return arguments.read_whole(name, value)
+    return arguments.read_number(name, value) if kind is float else value
 
 
 # ------------------------------------------------------------------------------------ prompts

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from specnb import batch, files
-from specnb.batch import carry, collect, estimates, plan, plan_of, read_sweep
+from specnb.batch import carry, collect, configs, estimates, plan, plan_of, read_sweep
 from specnb.batch.execute import execute, finished, read_row
 from specnb.bench.batch import CUT
 
@@ -305,6 +305,180 @@ def test_a_default_that_no_row_can_hold_is_named(tmp_path, value):
         plan_of([path])
     assert "\n" not in str(caught.value)
     assert plan_of([path], [{"x": 5}]).runs[0].parameters == {"x": 5}
+
+
+MINE = """from dataclasses import dataclass
+from pathlib import Path
+
+import specnb as sn
+
+Path(__file__).with_suffix(".ran").touch()
+
+
+@dataclass(frozen=True)
+class MyConfig(sn.RunConfig):
+    breadth: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.breadth > 9:
+            raise ValueError(f"breadth={self.breadth}: give 9 or less")
+"""
+KNOBS = "breadth: int = 3\ndraft_length: int = 5\nout_dir: str = ''"
+
+
+def config_notebook(folder: Path, *cells: str) -> Path:
+    path = make_notebook(folder, "own", *cells, WRITES)
+    book = nbformat.read(path, as_version=4)
+    book.cells[0].source = KNOBS
+    nbformat.write(book, path)
+    return path
+
+
+def anywhere(file: Path) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("cells", "name"),
+    [
+        (["import specnb", "specnb.RunConfig.from_notebook(globals())"], "RunConfig"),
+        (
+            ["import specnb as s\ncfg = s.notebook.TreeConfig.from_notebook(globals())"],
+            "TreeConfig",
+        ),
+        (
+            ["import specnb.notebook as n\nn.StoppingConfig.from_notebook(globals())"],
+            "StoppingConfig",
+        ),
+        (
+            ["from specnb import notebook\nnotebook.ReportConfig.from_notebook(globals())"],
+            "ReportConfig",
+        ),
+        (
+            [
+                "from specnb.notebook import TreeConfig as T",
+                "%time\ncfg = T.from_notebook(globals())",
+            ],
+            "TreeConfig",
+        ),
+        (
+            ["import specnb as sn\nC = sn.notebook.TreeConfig", "C.from_notebook(globals())"],
+            "TreeConfig",
+        ),
+        (
+            [
+                "# sn.RunConfig.from_notebook(globals())",
+                "x = 'sn.RunConfig.from_notebook(globals())'",
+            ],
+            None,
+        ),
+        (["import specnb as sn\nsn.RunConfig.from_notebook({})"], None),
+        (
+            [
+                "import specnb as sn\n)",
+                "sn.RunConfig(",
+                "import specnb as sn\nsn.RunConfig.from_notebook(globals())",
+            ],
+            "RunConfig",
+        ),
+        (["from mine import MyConfig\nMyConfig.from_notebook(globals())"], "MyConfig"),
+        (["import mine as m", "m.MyConfig.from_notebook(globals())"], "MyConfig"),
+    ],
+)
+def test_a_config_is_found_by_what_the_notebook_imports(tmp_path, cells, name):
+    (tmp_path / "mine.py").write_text(MINE)
+    path = config_notebook(tmp_path, *cells)
+    found = configs.config_of(path, nbformat.read(path, as_version=4), anywhere)
+    assert (found and found.__name__) == name
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["sn.RunConfig.from_notebook(globals())"], "sn.RunConfig is not imported there"),
+        (
+            ["import specnb as sn\nclass C(sn.RunConfig): pass\nC.from_notebook(globals())"],
+            "C is not",
+        ),
+        (
+            ["from specnb import RunConfig\nRunConfig = 3\nRunConfig.from_notebook(globals())"],
+            "RunConf",
+        ),
+        (
+            ["import nowhere_at_all as n\nn.C.from_notebook(globals())"],
+            "nowhere_at_all is not found",
+        ),
+        (["from .mine import C\nC.from_notebook(globals())"], "is not found here"),
+        (
+            ["from json import decoder as d\nd.JSONDecoder.from_notebook(globals())"],
+            "would have to be",
+        ),
+    ],
+)
+def test_a_config_that_is_not_to_be_had_is_named(tmp_path, capsys, cells, said):
+    path = config_notebook(tmp_path, *cells)
+    assert plan_of([path], [{"draft_length": -1}, {"draft_length": 2}], tmp_path).runs
+    (line,) = capsys.readouterr().err.splitlines()  # once, and not for every run
+    assert line.startswith("own.ipynb: its values are read, but not judged: ") and said in line
+
+
+def test_a_config_of_ones_own_judges_where_its_code_may_be_run(tmp_path, capsys):
+    """As for drafters: beside the sweep, or anywhere with --allow-code."""
+    (tmp_path / "away").mkdir(), (tmp_path / "here").mkdir()
+    for folder in (tmp_path / "away", tmp_path / "here"):
+        (folder / "mine.py").write_text(MINE)
+        config_notebook(folder, "from mine import MyConfig as C", "C.from_notebook(globals())")
+    text = "notebooks: [%s]\ngrid: {breadth: ['4', %s]}"
+    here = tmp_path / "here"
+    away = make_sweep(here, text % ("../away/own.ipynb", 12), "away.yml")
+    given = [run.parameters["breadth"] for run in read_sweep(away).runs]
+    assert given == ["4", 12] and not (tmp_path / "away" / "mine.ran").exists()
+    said = capsys.readouterr().err
+    assert "own.ipynb: its values are read, but not judged: " in said and "mine.py would" in said
+    with pytest.raises(ValueError, match=r"own \(breadth=12\): breadth=12: give 9 or less"):
+        read_sweep(away, allow_code=True)
+    assert (tmp_path / "away" / "mine.ran").exists()
+    (run, other) = read_sweep(make_sweep(here, text % ("own.ipynb", 5))).runs
+    assert run.parameters["breadth"] == 4 and type(run.parameters["breadth"]) is int
+    assert run.parameters["temperature"] == 0.0 and other.parameters["breadth"] == 5
+    assert (here / "mine.ran").exists() and not capsys.readouterr().err
+    (here / "mine.py").write_text(MINE.replace("> 9", "> 4"))  # another content is read anew
+    with pytest.raises(ValueError, match="breadth=5: give 9 or less"):
+        read_sweep(here / "s.yml")
+    (here / "mine.py").write_text("import json\n1 / 0")
+    with pytest.raises(ValueError, match="own.ipynb: C cannot be imported .ZeroDivisionError"):
+        read_sweep(here / "s.yml")
+    (here / "mine.py").write_text(MINE.replace("raise ValueError", "raise OSError"))
+    with pytest.raises(ValueError, match="breadth=12.*its config fails .OSError: breadth=12"):
+        read_sweep(make_sweep(here, text % ("own.ipynb", 12)))
+
+
+def test_code_beside_a_notebook_is_part_of_the_id(tmp_path):
+    (tmp_path / "mine.py").write_text("a = 1")
+    (tmp_path / "other.py").write_text("a = 1")
+    (tmp_path / "pack" / "sub").mkdir(parents=True)
+    (tmp_path / "pack" / "sub" / "deep.py").write_text("a = 1")
+    path = make_notebook(tmp_path, "a", "from mine import a\nimport pack.sub.deep", WRITES)
+    ids = [plan_of([path]).runs[0].id]
+    for name in ("mine.py", "pack/sub/deep.py", "other.py"):
+        (tmp_path / name).write_text("a = 2")
+        ids.append(plan_of([path]).runs[0].id)
+    assert len(set(ids[:3])) == 3 and ids[3] == ids[2]
+
+
+@pytest.mark.notebook
+def test_a_run_finds_the_code_beside_its_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    path = config_notebook(
+        tmp_path, "from mine import MyConfig\ncfg = MyConfig.from_notebook(globals())"
+    )
+    (row,) = batch.run([path], tmp_path / "out", {"breadth": "7"})
+    assert row["status"] == "ok", row["error"]
+    assert row["parameters"]["breadth"] == 7
+    with pytest.raises(ValueError, match="breadth=12: give 9 or less"):
+        batch.run([path], tmp_path / "out", {"breadth": 12})
 
 
 def test_parameters_are_plain_values(tmp_path, unchecked):

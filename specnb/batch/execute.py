@@ -12,7 +12,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
     look_anew()
     if identity(run.notebook, run.parameters) != run.id:
         raise RuntimeError("code, notebook, data or versions here are not those of the plan")
-    with tempfile.TemporaryDirectory(prefix=f"{WORK}{run.id}-", dir=folder) as work:
+    with (
+        _importable(run.notebook.parent),
+        tempfile.TemporaryDirectory(prefix=f"{WORK}{run.id}-", dir=folder) as work,
+    ):
         executed, result = Path(work) / EXECUTED, Path(work) / f"{run.notebook.stem}.json"
         try:
             papermill.execute_notebook(
@@ -120,6 +124,20 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
         body = executed.read_text(encoding="utf-8")
         write_whole(folder / f"{run.id}.ipynb", body)
         return found | {"cell_seconds": round(_cell_seconds(body), 2)}
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Kernels that start meanwhile find modules in the folder, as they do in Jupyter."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [before, str(folder)]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def keep(executed: Path, goal: Path, error: str) -> None:
