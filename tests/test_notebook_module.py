@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -12,11 +13,29 @@ import torch
 from PIL import Image
 
 import specnb as sn
-from specnb import files, notebook, paths
+from specnb import files, lesson, notebook, paths
 from specnb.models import machine
 from specnb.notebook import RunConfig, StoppingConfig, TreeConfig
 
 DEFAULTS = {field: getattr(RunConfig(), field) for field in RunConfig.__dataclass_fields__}
+
+
+# ---- the door
+
+
+def test_the_door_has_what_notebooks_use_and_no_more():
+    """The code behind it may move; what cells say may not."""
+    own = {name for name in vars(notebook) if not name.startswith("_")}
+    own -= {"annotations", "jaxtyping"}  # of the __future__, and of the hook of the tests
+    assert own == set(notebook.__all__)
+    texts = [path.read_text(encoding="utf-8") for path in paths.NOTEBOOKS.glob("*.ipynb")]
+    used = set(re.findall(r"sn\.notebook\.(\w+)", "".join(texts)))
+    assert {"items", "by_task", "measure", "panel", "save_row", "TreeConfig"} <= used
+    assert used <= set(notebook.__all__)
+    cells = set(re.findall(r"\blesson\.(\w+)\(", "".join(texts)))
+    assert {"items", "chosen"} <= cells <= set(lesson.__all__)
+    assert lesson.items is not notebook.items  # that of any pair, and that of a file or a task
+    assert (sn.RunConfig, sn.setup) == (notebook.RunConfig, notebook.setup)
 
 
 # ---- parameters

@@ -21,7 +21,8 @@ from specnb import arguments, methods, paths, smollm2
 from specnb.arguments import shown
 from specnb.batch import configs, yaml_files
 from specnb.files import json_rows, sha256_of, sum_of
-from specnb.notebook import OVERRIDDEN
+from specnb.lesson import prompts
+from specnb.lesson.config import OVERRIDDEN
 
 DRAFTER = "drafter"  # the parameter that holds a method's text
 PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
@@ -232,8 +233,6 @@ def _checked(
     path: Path, given: Mapping[str, Any], known: Mapping[str, str], kind: Any
 ) -> dict[str, Any]:
     """All parameters of the notebook with the given ones in place, judged by its own config."""
-    from specnb import notebook as lessons
-
     every = {
         name: given[name] if name in given else _default(path, name, known[name]) for name in known
     }
@@ -242,7 +241,7 @@ def _checked(
     try:
         checked = kind.from_notebook(every)
         if getattr(checked, "prompts", ""):
-            lessons.items(checked)  # every line of the file is judged, and its pictures opened
+            prompts.items(checked)  # every line of the file is judged, and its pictures opened
         is_one = is_dataclass(checked) and not isinstance(checked, type)
         judged = asdict(checked) if is_one else {}
         return every | {name: _plain(name, value) for name, value in judged.items()}
