@@ -331,7 +331,7 @@ def _addressed(address: str, beside: str) -> Callable[..., Any]:
     place, _, name = address.rpartition(":")
     try:
         if place.endswith(".py"):
-            found: Any = _module(_path(place, beside))
+            found: Any = module_of(_path(place, beside))
             for part in name.split("."):
                 found = getattr(found, part)
         else:
@@ -359,8 +359,11 @@ def _path(place: str, beside: str | Path) -> Path:
     return (Path(beside) / place).expanduser()
 
 
-def _module(path: Path) -> ModuleType:
-    """A file as a module, read anew when it has changed; its neighbours can be imported there."""
+def module_of(path: Path) -> ModuleType:
+    """A file as a module, read anew when it has changed; its neighbours can be imported there.
+
+    ValueError where there is no such file; whatever the file itself raises is raised here, too.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     path = path.resolve()

@@ -156,8 +156,16 @@ class _WholeDraft:
     def __post_init__(self) -> None:
         settle(self)
 
+    @property
+    def threshold(self) -> float:
+        """Where drafting stops; the field of every rule."""
+        raise NotImplementedError
+
     def start(self) -> RuleState:
         return self
+
+    def stop(self, logits: Tensor, probs: Tensor, *, path: Sequence[float] = ()) -> bool:
+        raise NotImplementedError
 
     @property
     def state(self) -> tuple[()]:

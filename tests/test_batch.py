@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from specnb import batch, files
-from specnb.batch import carry, collect, estimates, plan, plan_of, read_sweep
+from specnb.batch import carry, collect, configs, estimates, plan, plan_of, read_sweep
 from specnb.batch.execute import execute, finished, read_row
 from specnb.bench.batch import CUT
 
@@ -120,6 +120,15 @@ def make_sweep(folder: Path, text: str, name: str = "s.yml") -> Path:
         ),
         ("notebooks: [00_start_here]\nseeds: [010]", "line 2: 010 would be read as 8"),
         ("notebooks: [00_start_here]\nname: 2001-99-99", "month must be in 1..12"),
+        (
+            "notebooks: [00_start_here]\nparameters: {seed: 1}\nsets: [{seed: 1}]",
+            "seed: it stands in parameters and in sets; leave one out",
+        ),
+        (
+            "notebooks: [00_start_here]\n"
+            f"grid: {{seed: &a {list(range(99))}, n_prompts: *a, draft_length: *a}}",
+            "grid: it has 970299 sets of values; take 100000 or fewer",
+        ),
         ("a: " + "9" * 5000, "digits"),
         ("[" * 5000, "brackets within brackets"),
         ("a: &a [*a]", "aliases repeat too much"),
@@ -216,7 +225,7 @@ def test_a_parameter_that_is_given_twice_is_refused(tmp_path, capsys):
 
 OWN = """# what may be varied
 text: str = "key=value"  # with = and #
-other = 'a#b'
+other = 'a # b = c'
 both = again = -1.5
 breadth: int
 pair = (1, None)
@@ -243,8 +252,8 @@ def own_notebook(folder: Path, parameters: str, **metadata) -> Path:
 def test_defaults_are_read_as_python_reads_them(tmp_path):
     path = own_notebook(tmp_path, OWN)
     parameters = plan_of([path]).runs[0].parameters
-    wanted = {"text": "key=value", "other": "a#b", "both": -1.5, "again": -1.5, "pair": (1, None)}
-    wanted |= {"many": ["a=1", 2], "long": "two\nlines = here"}
+    wanted = {"text": "key=value", "other": "a # b = c", "both": -1.5, "again": -1.5}
+    wanted |= {"pair": (1, None), "many": ["a=1", 2], "long": "two\nlines = here"}
     assert parameters == wanted
     (given,) = plan_of([path], [{"text": "z", "other": "="}]).runs
     assert given.parameters == wanted | {"text": "z", "other": "="}
@@ -281,6 +290,195 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path, data):
     (tmp_path / "own.ipynb").write_bytes(data)
     with pytest.raises(ValueError, match="^own.ipynb: this is no notebook"):
         plan_of([tmp_path / "own.ipynb"])
+
+
+def test_a_kernel_that_is_not_installed_is_named(tmp_path):
+    path = own_notebook(tmp_path, PARAMETERS, kernelspec={"name": "nosuch"})
+    with pytest.raises(ValueError, match="^own.ipynb: its kernel 'nosuch' is not installed here"):
+        plan_of([path])
+
+
+@pytest.mark.parametrize("value", ["1 + 2j", "{1, 2}", "b'x'", "2 + 3", "some_call()"])
+def test_a_default_that_no_row_can_hold_is_named(tmp_path, value):
+    path = own_notebook(tmp_path, f"x = {value}\nout_dir = ''")
+    with pytest.raises(ValueError, match="^own.ipynb: give x a plain value, not ") as caught:
+        plan_of([path])
+    assert "\n" not in str(caught.value)
+    assert plan_of([path], [{"x": 5}]).runs[0].parameters == {"x": 5}
+
+
+MINE = """from dataclasses import dataclass
+from pathlib import Path
+
+import specnb as sn
+
+Path(__file__).with_suffix(".ran").touch()
+
+
+@dataclass(frozen=True)
+class MyConfig(sn.RunConfig):
+    breadth: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.breadth > 9:
+            raise ValueError(f"breadth={self.breadth}: give 9 or less")
+"""
+KNOBS = "breadth: int = 3\ndraft_length: int = 5\nout_dir: str = ''"
+
+
+def config_notebook(folder: Path, *cells: str) -> Path:
+    path = make_notebook(folder, "own", *cells, WRITES)
+    book = nbformat.read(path, as_version=4)
+    book.cells[0].source = KNOBS
+    nbformat.write(book, path)
+    return path
+
+
+def anywhere(file: Path) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("cells", "name"),
+    [
+        (["import specnb", "specnb.RunConfig.from_notebook(globals())"], "RunConfig"),
+        (
+            ["import specnb as s\ncfg = s.notebook.TreeConfig.from_notebook(globals())"],
+            "TreeConfig",
+        ),
+        (
+            ["import specnb.notebook as n\nn.StoppingConfig.from_notebook(globals())"],
+            "StoppingConfig",
+        ),
+        (
+            ["from specnb import notebook\nnotebook.ReportConfig.from_notebook(globals())"],
+            "ReportConfig",
+        ),
+        (
+            [
+                "from specnb.notebook import TreeConfig as T",
+                "%time\ncfg = T.from_notebook(globals())",
+            ],
+            "TreeConfig",
+        ),
+        (
+            ["import specnb as sn\nC = sn.notebook.TreeConfig", "C.from_notebook(globals())"],
+            "TreeConfig",
+        ),
+        (
+            [
+                "# sn.RunConfig.from_notebook(globals())",
+                "x = 'sn.RunConfig.from_notebook(globals())'",
+            ],
+            None,
+        ),
+        (["import specnb as sn\nsn.RunConfig.from_notebook({})"], None),
+        (
+            [
+                "import specnb as sn\n)",
+                "sn.RunConfig(",
+                "import specnb as sn\nsn.RunConfig.from_notebook(globals())",
+            ],
+            "RunConfig",
+        ),
+        (["from mine import MyConfig\nMyConfig.from_notebook(globals())"], "MyConfig"),
+        (["import mine as m", "m.MyConfig.from_notebook(globals())"], "MyConfig"),
+    ],
+)
+def test_a_config_is_found_by_what_the_notebook_imports(tmp_path, cells, name):
+    (tmp_path / "mine.py").write_text(MINE)
+    path = config_notebook(tmp_path, *cells)
+    found = configs.config_of(path, nbformat.read(path, as_version=4), anywhere)
+    assert (found and found.__name__) == name
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["sn.RunConfig.from_notebook(globals())"], "sn.RunConfig is not imported there"),
+        (
+            ["import specnb as sn\nclass C(sn.RunConfig): pass\nC.from_notebook(globals())"],
+            "C is not",
+        ),
+        (
+            ["from specnb import RunConfig\nRunConfig = 3\nRunConfig.from_notebook(globals())"],
+            "RunConf",
+        ),
+        (
+            ["import nowhere_at_all as n\nn.C.from_notebook(globals())"],
+            "nowhere_at_all is not found",
+        ),
+        (["from .mine import C\nC.from_notebook(globals())"], "is not found here"),
+        (
+            ["from json import decoder as d\nd.JSONDecoder.from_notebook(globals())"],
+            "would have to be",
+        ),
+    ],
+)
+def test_a_config_that_is_not_to_be_had_is_named(tmp_path, capsys, cells, said):
+    path = config_notebook(tmp_path, *cells)
+    assert plan_of([path], [{"draft_length": -1}, {"draft_length": 2}], tmp_path).runs
+    (line,) = capsys.readouterr().err.splitlines()  # once, and not for every run
+    assert line.startswith("own.ipynb: its values are read, but not judged: ") and said in line
+
+
+def test_a_config_of_ones_own_judges_where_its_code_may_be_run(tmp_path, capsys):
+    """As for drafters: beside the sweep, or anywhere with --allow-code."""
+    (tmp_path / "away").mkdir(), (tmp_path / "here").mkdir()
+    for folder in (tmp_path / "away", tmp_path / "here"):
+        (folder / "mine.py").write_text(MINE)
+        config_notebook(folder, "from mine import MyConfig as C", "C.from_notebook(globals())")
+    text = "notebooks: [%s]\ngrid: {breadth: ['4', %s]}"
+    here = tmp_path / "here"
+    away = make_sweep(here, text % ("../away/own.ipynb", 12), "away.yml")
+    given = [run.parameters["breadth"] for run in read_sweep(away).runs]
+    assert given == ["4", 12] and not (tmp_path / "away" / "mine.ran").exists()
+    said = capsys.readouterr().err
+    assert "own.ipynb: its values are read, but not judged: " in said and "mine.py would" in said
+    with pytest.raises(ValueError, match=r"own \(breadth=12\): breadth=12: give 9 or less"):
+        read_sweep(away, allow_code=True)
+    assert (tmp_path / "away" / "mine.ran").exists()
+    (run, other) = read_sweep(make_sweep(here, text % ("own.ipynb", 5))).runs
+    assert run.parameters["breadth"] == 4 and type(run.parameters["breadth"]) is int
+    assert run.parameters["temperature"] == 0.0 and other.parameters["breadth"] == 5
+    assert (here / "mine.ran").exists() and not capsys.readouterr().err
+    (here / "mine.py").write_text(MINE.replace("> 9", "> 4"))  # another content is read anew
+    with pytest.raises(ValueError, match="breadth=5: give 9 or less"):
+        read_sweep(here / "s.yml")
+    (here / "mine.py").write_text("import json\n1 / 0")
+    with pytest.raises(ValueError, match="own.ipynb: C cannot be imported .ZeroDivisionError"):
+        read_sweep(here / "s.yml")
+    (here / "mine.py").write_text(MINE.replace("raise ValueError", "raise OSError"))
+    with pytest.raises(ValueError, match="breadth=12.*its config fails .OSError: breadth=12"):
+        read_sweep(make_sweep(here, text % ("own.ipynb", 12)))
+
+
+def test_code_beside_a_notebook_is_part_of_the_id(tmp_path):
+    (tmp_path / "mine.py").write_text("a = 1")
+    (tmp_path / "other.py").write_text("a = 1")
+    (tmp_path / "pack" / "sub").mkdir(parents=True)
+    (tmp_path / "pack" / "sub" / "deep.py").write_text("a = 1")
+    path = make_notebook(tmp_path, "a", "from mine import a\nimport pack.sub.deep", WRITES)
+    ids = [plan_of([path]).runs[0].id]
+    for name in ("mine.py", "pack/sub/deep.py", "other.py"):
+        (tmp_path / name).write_text("a = 2")
+        ids.append(plan_of([path]).runs[0].id)
+    assert len(set(ids[:3])) == 3 and ids[3] == ids[2]
+
+
+@pytest.mark.notebook
+def test_a_run_finds_the_code_beside_its_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    path = config_notebook(
+        tmp_path, "from mine import MyConfig\ncfg = MyConfig.from_notebook(globals())"
+    )
+    (row,) = batch.run([path], tmp_path / "out", {"breadth": "7"})
+    assert row["status"] == "ok", row["error"]
+    assert row["parameters"]["breadth"] == 7
+    with pytest.raises(ValueError, match="breadth=12: give 9 or less"):
+        batch.run([path], tmp_path / "out", {"breadth": 12})
 
 
 def test_parameters_are_plain_values(tmp_path, unchecked):
@@ -345,6 +543,35 @@ def test_command_lines_are_judged_first(tmp_path, capsys):
             batch.main(argv)
         assert exit_.value.code == 2
     assert "no such folder" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "file/far/below", "link", "link/below"])
+def test_results_cannot_go_where_a_file_stands(tmp_path, capsys, monkeypatch, where):
+    make_notebook(tmp_path, "a", WRITES)
+    make_sweep(tmp_path, "notebooks: [a.ipynb]")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(carry, "local", lambda plan: pytest.fail("a worker was started"))
+    said = "a file" if "file" in where else "a link to nowhere"
+    at = "this" if "/" not in where else str(tmp_path / where.partition("/")[0])
+    for argv in (["run", "a.ipynb"], ["sweep", "s.yml"], ["sweep", "s.yml", "--dry-run"]):
+        with pytest.raises(SystemExit) as exit_:
+            batch.main([*argv, "--out", where])
+        assert exit_.value.code == 2
+        wanted = f"python -m specnb.batch: error: out='{where}': {at} is {said}; give a folder\n"
+        assert capsys.readouterr().err == wanted
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_is_no_notebook_ends_the_command_line_in_one_line(tmp_path, capsys):
+    (tmp_path / "a.ipynb").write_text("hello")
+    with pytest.raises(SystemExit) as exit_:
+        batch.main(["run", "--out", str(tmp_path / "out"), str(tmp_path / "a.ipynb")])
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("python -m specnb.batch: error: a.ipynb: this is no notebook (")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -508,6 +735,57 @@ def test_a_failure_stops_nobody(tmp_path, capsys, monkeypatch):
         assert (out / f"{row['id']}.ipynb").is_file()
     assert "the\\nlast line" in (out / f"{rows[0]['id']}.ipynb").read_text()
     assert not list(out.glob(".work-*")) and not list(out.glob("*.tmp"))
+
+
+ODD = """import json, pathlib
+one = {"task": "t", "method": "m", "prompt": 0, "tokens": 12, "target_calls": 4}
+one |= {"seconds": float("nan"), "plain_seconds": 1.0, "plain_tokens": 10}
+row = {"notebook": STEM, "headline": {"ratio": float("nan"), "rate": float("-inf"), "n": 3}}
+pathlib.Path(out_dir, STEM + ".json").write_text(json.dumps(row | {"measurements": [one]}))"""
+
+
+def no_odd_numbers(text: str) -> dict:
+    def refused(name: str):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refused)
+
+
+@pytest.mark.notebook
+def test_figures_that_are_no_numbers_are_missing_and_named_once(tmp_path, capsys):
+    path, out = make_notebook(tmp_path, "a", ODD), tmp_path / "out"
+    book = nbformat.read(path, as_version=4)
+    book.cells[0].source += '\nprompt = "a # b = c"'  # papermill's own reading stumbles over it
+    nbformat.write(book, path)
+    sweep = make_sweep(tmp_path, "notebooks: [a.ipynb]\nparameters: {temperature: .inf}")
+    assert batch.main(["sweep", str(sweep), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    words = "headline.ratio is nan, headline.rate is -inf, measurements[0].seconds is nan"
+    assert f"a (temperature=inf): ok {words}: kept as missing" in printed.err
+    assert printed.err.count("kept as missing") == 1 and "Unable to parse" not in printed.err
+    assert "ratio missing, rate missing, n 3" in printed.out
+    (row,) = no_odd_numbers((out / "summary.json").read_text())
+    assert no_odd_numbers((out / f"{row['id']}.json").read_text()) == row
+    assert row["headline"] == {"ratio": None, "rate": None, "n": 3}
+    assert row["not_finite"]["headline.rate"] == "-inf"
+    assert row["parameters"]["temperature"] == "inf"  # it was asked for: not missing
+    table = pd.read_csv(out / "table.csv")
+    assert table[["figure.ratio", "figure.rate", "speedup"]].isna().all(axis=None)
+    assert table["figure.n"][0] == 3 and table["block_efficiency"][0] == 3.0
+    raw = (out / "table.csv").read_text().lower()
+    assert "nan" not in raw and ",-inf" not in raw
+    batch.pages.write(out)
+    assert "<dt>ratio</dt><dd>missing</dd>" in (out / "index.html").read_text()
+
+
+def test_rows_with_odd_numbers_are_read_as_lacking_them(tmp_path, capsys):
+    """As other versions, and others, write them."""
+    rows = [a_row(headline={"tau": float("inf")}), a_row(id="a-2", headline={"tau": 2.5})]
+    for row in rows:
+        (tmp_path / f"{row['id']}.json").write_text(json.dumps(row))
+    assert collect(tmp_path)["figure.tau"].isna().tolist() == [True, False]
+    said = "a-1.json: headline.tau is inf: kept as missing\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.notebook

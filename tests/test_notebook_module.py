@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -12,11 +13,29 @@ import torch
 from PIL import Image
 
 import specnb as sn
-from specnb import files, notebook, paths
+from specnb import files, lesson, notebook, paths
 from specnb.models import machine
 from specnb.notebook import RunConfig, StoppingConfig, TreeConfig
 
 DEFAULTS = {field: getattr(RunConfig(), field) for field in RunConfig.__dataclass_fields__}
+
+
+# ---- the door
+
+
+def test_the_door_has_what_notebooks_use_and_no_more():
+    """The code behind it may move; what cells say may not."""
+    own = {name for name in vars(notebook) if not name.startswith("_")}
+    own -= {"annotations", "jaxtyping"}  # of the __future__, and of the hook of the tests
+    assert own == set(notebook.__all__)
+    texts = [path.read_text(encoding="utf-8") for path in paths.NOTEBOOKS.glob("*.ipynb")]
+    used = set(re.findall(r"sn\.notebook\.(\w+)", "".join(texts)))
+    assert {"items", "by_task", "measure", "panel", "save_row", "TreeConfig"} <= used
+    assert used <= set(notebook.__all__)
+    cells = set(re.findall(r"\blesson\.(\w+)\(", "".join(texts)))
+    assert {"items", "chosen"} <= cells <= set(lesson.__all__)
+    assert lesson.items is not notebook.items  # that of any pair, and that of a file or a task
+    assert (sn.RunConfig, sn.setup) == (notebook.RunConfig, notebook.setup)
 
 
 # ---- parameters
@@ -278,14 +297,34 @@ def test_row_is_written_in_one_step(tmp_path, capsys, monkeypatch):
     assert path.name == "00_x.json" and os.listdir(path.parent) == ["00_x.json"]
     assert row["headline"] == {"tau": 2.5, "n": 3, "none": None} and row["text"] == "über"
     assert row["config"] == {**DEFAULTS, "out_dir": cfg.out_dir} and row["notebook"] == "00_x"
-    for wrong in ({"x": float("nan")}, {"x": object()}):
-        with pytest.raises((ValueError, TypeError)):
-            notebook.save_row(cfg, "00_x", wrong)
+    with pytest.raises(TypeError, match="object cannot stand in a JSON row"):
+        notebook.save_row(cfg, "00_x", {"x": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == row  # the old row is untouched
     assert os.listdir(path.parent) == ["00_x.json"]
     capsys.readouterr()
     assert notebook.save_row(RunConfig(), "00_x", {}) is None
     assert "nothing is written" in capsys.readouterr().out
+
+
+def test_figures_that_are_no_numbers_are_missing_and_named(tmp_path, capsys):
+    cfg = StoppingConfig(out_dir=str(tmp_path), threshold=float("inf"))
+    figures = {"x": float("nan"), "y": torch.tensor(float("-inf")), "z": np.float32("inf"), "n": 1}
+    path = notebook.save_row(cfg, "03_x", figures, rows=[{"a": [1.0, float("inf")]}])
+    row = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert row["headline"] == {"x": None, "y": None, "z": None, "n": 1}
+    places = {"headline.x": "nan", "headline.y": "-inf", "headline.z": "inf", "rows[0].a[1]": "inf"}
+    assert row["not_finite"] == places and row["rows"] == [{"a": [1.0, None]}]
+    assert row["config"]["threshold"] == "inf"  # it was asked for, and is read like that
+    said = "headline.x is nan, headline.y is -inf, headline.z is inf and 1 more: kept as missing"
+    assert said in capsys.readouterr().out
+    assert StoppingConfig.from_notebook(row["config"]).threshold == float("inf")
+
+
+def test_a_row_has_to_have_a_place_before_the_lesson_begins(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out_dir='.*below': .*file is a file; give a folder"):
+        RunConfig(out_dir=str(tmp_path / "file" / "below"))
+    assert RunConfig(out_dir=str(tmp_path / "new" / "folder")).out_dir
 
 
 # ---- set-up

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from specnb import __version__, batch, checks, notebook
+from specnb.batch import configs
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -49,11 +50,7 @@ def tagged(path: Path, tag: str) -> list:
 
 def config_of(path: Path):
     """The config class that a notebook reads its parameters into."""
-    source = "".join(cell.source for cell in cells(path, "code"))
-    return getattr(
-        notebook,
-        re.search(r"sn\.notebook\.(\w+)\.from_notebook|sn\.(RunConfig)", source)[1] or "RunConfig",
-    )
+    return configs.config_of(path, read(path), lambda file: False)
 
 
 def lines(cell) -> list[str]:

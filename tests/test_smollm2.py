@@ -233,7 +233,7 @@ def test_a_lookup_is_tuned_by_timing_it(monkeypatch):
     pair.target.tokenizer = object()  # it knows words, by itself
     found = lesson.tune(pair, slow.ITEMS, sampling=sampling)
     lengths = {candidate.drafter.length for candidate in found.candidates}
-    assert lengths == set(lesson.LENGTHS) and found.drafter == found.candidates[0].drafter
+    assert lengths == set(lesson.pair.LENGTHS) and found.drafter == found.candidates[0].drafter
     speeds = [candidate.speedup for candidate in found.candidates]
     assert speeds == sorted(speeds, reverse=True) and found.predicted == speeds[0]
     assert found.measured > 1.2  # greedy text of such a model goes round in circles

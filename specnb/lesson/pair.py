@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from specnb import notebook, smollm2, tuning
+from specnb import smollm2, tuning
 from specnb.decode import autoregressive, speculative
 from specnb.drafters import Chain, Drafter, PromptLookup, TopKTree
+from specnb.lesson import prompts
+from specnb.lesson.config import RunConfig
 from specnb.methods import method, name_of
 from specnb.models.base import Pair
 from specnb.record import Record
@@ -24,12 +26,12 @@ CALM = 0.5  # the highest temperature at which SmolLM2 keeps to its subject
 LENGTHS = (2, 5, 10)  # of a lookup, for `tune`
 
 
-def items(cfg: notebook.RunConfig, pair: Pair) -> list:
-    """The prompts of a run: those of `notebook.items`, and for a target that reads text only, where
+def items(cfg: RunConfig, pair: Pair) -> list:
+    """The prompts of a run: those of `prompts.items`, and for a target that reads text only, where
     no file is given, the first of `smollm2.PROMPTS`: texts to rewrite, copy, shorten and mend."""
     if not cfg.prompts and not pair.target.sees_images:
         cfg = replace(cfg, prompts=str(smollm2.PROMPTS))
-    return notebook.items(cfg)
+    return prompts.items(cfg)
 
 
 def drafter(pair: Pair, draft_length: int) -> Drafter:
@@ -37,23 +39,23 @@ def drafter(pair: Pair, draft_length: int) -> Drafter:
     return Chain(draft_length) if pair.draft else PromptLookup(length=draft_length)
 
 
-def chosen(cfg: notebook.RunConfig, pair: Pair) -> Drafter:
+def chosen(cfg: RunConfig, pair: Pair) -> Drafter:
     """The drafter that the parameters ask for: `drafter`, or else that of `draft_length`."""
     return method(cfg.drafter) if cfg.drafter else drafter(pair, cfg.draft_length)
 
 
-def own(cfg: notebook.RunConfig) -> dict[str, Drafter]:
+def own(cfg: RunConfig) -> dict[str, Drafter]:
     """The drafter of the parameter `drafter` by its text, for a table of methods; else nothing."""
     return {name_of(found): found for found in [method(cfg.drafter)]} if cfg.drafter else {}
 
 
-def methods(cfg: notebook.RunConfig, pair: Pair) -> dict[str, Drafter]:
+def methods(cfg: RunConfig, pair: Pair) -> dict[str, Drafter]:
     """The drafter that the parameters ask for, by its name in tables."""
     name = "chain" if pair.draft else "prompt lookup"
     return own(cfg) or {name: drafter(pair, cfg.draft_length)}
 
 
-def remarks(cfg: notebook.RunConfig, pair: Pair) -> str:
+def remarks(cfg: RunConfig, pair: Pair) -> str:
     """What is not as with the embedded pair, a line each; the embedded pair has one line, too."""
     lines = ["drafts: by the draft model, one token after another"]
     if cfg.drafter:
