@@ -48,8 +48,7 @@ check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a 
 
 coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails below 95 %
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term -m "not slow" \
-		tests/test_arguments.py tests/test_cache_table.py tests/test_decode.py tests/test_exact.py \
-		tests/test_sampling.py tests/test_stopping.py tests/test_tree_record.py tests/test_trees.py
+		tests/heart --ignore=tests/heart/test_planted_bugs.py
 
 # The packages that Colab has, older than those of the lock: there, nothing is installed.
 .venv-colab/.installed: requirements-colab.txt
@@ -68,14 +67,14 @@ NEWEST := transformers==5.24.0
 	@touch $@
 
 test-newest: .venv-newest/.installed  ## tests of models with the newest transformers
-	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/test_gate.py tests/test_certificate.py \
-		tests/test_prompts.py tests/test_speed.py
+	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/models/test_gate.py \
+		tests/models/test_certificate.py tests/models/test_prompts.py tests/bench/test_speed.py
 
 types: $(STAMP)  ## the types, read by mypy
 	$(PY) -m mypy
 
 test-wheel: $(STAMP)  ## the wheel: built, installed apart, used from another folder
-	$(PY) -m pytest -q tests/test_wheel.py
+	$(PY) -m pytest -q tests/frame/test_wheel.py
 
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.

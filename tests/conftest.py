@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from places import ROOT
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads stall others
 
 import jaxtyping
@@ -43,7 +45,7 @@ def executed(tmp_path_factory):
     from specnb import batch
 
     pair = json.loads(os.environ.get("SPECNB_TEST_PAIR", "{}"))
-    paths = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if WORKER else base
     folder = Path(os.environ.get("SPECNB_TEST_RUN") or shared / "executed")
@@ -65,6 +67,6 @@ def chrome():
 @pytest.fixture(scope="session")
 def shots() -> Path:
     """Where pictures of what a browser showed are left, to be looked at."""
-    folder = Path(__file__).resolve().parents[1] / "runs" / "browser"
+    folder = ROOT / "runs" / "browser"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from safetensors.torch import load_file
 
 from specnb.training import target
 from specnb.training.data import batches, pad, pixels, token_ids
 from specnb.training.loop import Stage, train
 
-ROOT = Path(__file__).parents[1]
 STAGE = Stage("tiny", steps=60, batch=4, lr=1e-2, warmup=5)
 SCRIPT = """
 import sys, time, torch

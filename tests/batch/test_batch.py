@@ -21,13 +21,13 @@ import pandas as pd
 import papermill
 import psutil
 import pytest
+from places import ROOT
 
 from specnb import batch, files
 from specnb.batch import carry, collect, configs, estimates, plan, plan_of, read_sweep
 from specnb.batch.execute import execute, finished, read_row
 from specnb.bench.batch import CUT
 
-ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = "draft_length: int = 4\ntemperature: float = 0.0\nseed: int = 0\nout_dir: str = ''"
 # A run in miniature: it writes what a lesson writes, for two prompts.
 WRITES = """import json, os, pathlib

@@ -10,7 +10,6 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import ipywidgets
@@ -19,6 +18,7 @@ import nbformat
 import pytest
 import slow
 from PIL import Image
+from places import TESTS
 
 import specnb as sn
 from specnb import live, session
@@ -1163,7 +1163,7 @@ def test_a_move_on_another_thread():
 def test_a_notebook_without_a_reader_ends_with_a_finished_panel():
     """As nbclient and papermill run it: nobody waits between the cells."""
     cells = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport slow, threading\n"
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\nimport slow, threading\n"
         "import specnb as sn\nbench = sn.live.workbench(slow.pair(), slow.ITEMS, "
         "sn.RunConfig(temperature=1.0), views=sn.live.VIEWS)\nbench",
         "assert bench.work.under_way\nbench.static()",

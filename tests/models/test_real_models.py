@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from places import REAL
 from toys import EVERY
 
 import specnb as sn
 from specnb.bench.exactness import generate
 
-FOLDER = Path(__file__).parents[2] / "shared" / "real"
 PROMPTS = ("Once upon a time", "One day, a little girl", "Tom and Lily", "There was a dog")
 # Block efficiency by an independent implementation, 4 prompts x 100 tokens: about +-10 %.
 GREEDY = {3: 2.41, 5: 2.84, 7: 2.96}
 SAMPLED = {3: 2.37, 5: 2.58, 7: 2.76}
 
 pytestmark = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason="the two real models are not here (../shared/real)"
+    not REAL.is_dir(), reason="the two real models are not here (../shared/real)"
 )
 
 
 @pytest.fixture(scope="module")
 def pair() -> sn.Pair:
-    return sn.load_pair(str(FOLDER / "stories260K"), str(FOLDER / "llama2xs-500it"), device="cpu")
+    return sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"), device="cpu")
 
 
 def test_greedy_equality_and_end_token(pair):

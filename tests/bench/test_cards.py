@@ -3,15 +3,15 @@
 import copy
 import json
 import math
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import specnb as sn
 from specnb.bench import cards, quality
 from specnb.scenes import examples, is_right, score
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = ROOT / "data"
 N = 40
 
 

@@ -7,17 +7,16 @@ Pictures of what was seen are left in runs/browser/.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
 from axe import complaints
+from places import ROOT
 
 from specnb.bench import browser
 from specnb.live import VIEWS
 from specnb.live.methods import LOOKUP, METHODS, OWN
 
-ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.weights]
@@ -221,7 +220,7 @@ bench._refresh()"""
 
 
 def test_pictures_for_the_readme(desk, shots):
-    """`pytest tests/test_browser.py -k readme` makes them anew."""
+    """`pytest tests/live/test_browser.py -k readme` makes them anew."""
     views = ("tokens", "figures")
     desk.kernel.run(FIRST.format(method="chain", mode="whole text", length=5, views=views))
     desk.follows(2, method="chain, draft length 5")

@@ -1,11 +1,10 @@
 """The README's code runs as printed, and its drafter is proven by enumeration."""
 
 import re
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

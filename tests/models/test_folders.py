@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from safetensors.numpy import save_file
 
 from specnb.models import folders
 from specnb.models.folders import Stored, check_folder, check_quantization, fingerprint, header
 
-ROOT = Path(__file__).resolve().parents[1]
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\n"
     "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from places import ROOT
 
 from specnb import batch, cli, doctor, paths, smollm2
 
-ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 45_000_000  # bytes of a wheel
 
 # ---- paths

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 from scipy import stats
 
 from specnb.scenes import Scene, Thing, examples, is_right, parse, random_scene, render, score
@@ -17,7 +17,6 @@ from specnb.scenes.tasks import TASKS
 from specnb.scenes.world import BACKGROUNDS, COLOURS, KINDS, SIZES
 from specnb.training.data import TRAINING_SEED
 
-ROOT = Path(__file__).parents[1]
 PRINT = "from specnb.scenes import *; print([(e.prompt, e.answer) for e in examples('{}', 5, 2)])"
 
 

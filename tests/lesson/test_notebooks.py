@@ -20,17 +20,16 @@ import nbformat
 import papermill
 import pytest
 import torch
+from places import REAL, ROOT
 
 from specnb import __version__, batch, checks, notebook
 from specnb.batch import configs
 
-ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in PATHS if not path.stem.startswith("9")]  # 9x are reports
 STEMS = [path.stem for path in LESSONS]
 # {"target": ..., "draft": ...}: another pair in place of the embedded one, while that is trained.
 PAIR = json.loads(os.environ.get("SPECNB_TEST_PAIR", "{}"))
-REAL = ROOT.parent / "shared" / "real"
 
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 lesson_by_lesson = pytest.mark.parametrize("path", LESSONS, ids=STEMS)

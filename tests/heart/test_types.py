@@ -5,11 +5,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from places import ROOT
 
 # Packages of others are left unread: that takes seconds in place of a minute, and changes nothing
 # about our own contracts. `make types` reads them.

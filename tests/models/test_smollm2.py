@@ -16,12 +16,12 @@ import platformdirs
 import pytest
 import slow
 import torch
+from places import ROOT
 
 import specnb as sn
 from specnb import batch, lesson, smollm2, tuning
 from specnb.bench import first_model
 
-ROOT = Path(__file__).resolve().parents[1]
 LESSONS = [ROOT / "notebooks" / f"{n}.ipynb" for n in ("00_start_here", "01_speculative_sampling")]
 
 
