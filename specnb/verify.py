@@ -252,23 +252,24 @@ def k_sequential_rho(
     sum min(draft, target / rho). Rounded up: every larger rho is exact, too, and accepts less.
     """
     target, draft = target_probs.double(), draft_probs.double()
-
-    def masses(rho: float) -> tuple[float, float]:
-        mass = float(torch.minimum(draft, target / rho).sum())
-        return mass, 1.0 - (1.0 - min(mass, 1.0)) ** k
-
     low, high = 1.0, float(k)
-    mass, accepted = masses(low)
+    mass, accepted = _masses(target, draft, k, low)
     if accepted <= low * mass + 1e-14:  # rounding must not make equal laws disagree
         return low, mass, accepted
     while high - low > 1e-9:
         middle = (low + high) / 2
-        mass, accepted = masses(middle)
+        mass, accepted = _masses(target, draft, k, middle)
         if accepted <= middle * mass:
             high = middle
         else:
             low = middle
-    return high, *masses(high)
+    return high, *_masses(target, draft, k, high)
+
+
+def _masses(target_probs: Tensor, draft_probs: Tensor, k: int, rho: float) -> tuple[float, float]:
+    """How likely one draw is to be accepted with this rho, and any of k."""
+    mass = float(torch.minimum(draft_probs, target_probs / rho).sum())
+    return mass, 1.0 - (1.0 - min(mass, 1.0)) ** k
 
 
 def _declared(tree: DraftTree, child: int) -> float:

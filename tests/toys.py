@@ -1,8 +1,10 @@
 """Table models, drafters for tests, and the check of a decoding method's exact law."""
 
+import contextlib
 import copy
 from dataclasses import dataclass
 
+import jaxtyping
 import torch
 
 from specnb import exact
@@ -16,11 +18,27 @@ from specnb.tree import DraftTree
 TOLERANCE = 1e-12
 
 
+@contextlib.contextmanager
+def unchecked():
+    """Without the type checker of the tests, as in notebooks."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
 def check_law(
     target, draft, drafter, sampling, n_tokens=3, draft_sampling=None, clip=False, prompt=(0,)
 ) -> exact.Law:
-    """The one law check: method's law = target's law, mass 1, equal models never disagree."""
-    found = exact.law(target, draft, drafter, sampling, n_tokens, prompt, draft_sampling, clip)
+    """The one law check: method's law = target's law, mass 1, equal models never disagree.
+
+    Without the checks of shapes, which take twice as long as all else; they have a test of their
+    own (test_exact.py).
+    """
+    with unchecked():
+        found = exact.law(target, draft, drafter, sampling, n_tokens, prompt, draft_sampling, clip)
     wanted = exact.target_law(target, sampling, n_tokens, prompt)
     error = float((found.probs - wanted).abs().max())
     assert error <= TOLERANCE, f"law differs by {error}"

@@ -18,9 +18,11 @@ from toys import (
 )
 
 from specnb import exact
-from specnb.drafters import Chain, NoDraft
+from specnb import verify as verify_module
+from specnb.drafters import Chain, GumbelTopK, IIDTree, NoDraft, PromptLookup, TopKTree
 from specnb.models import TableModel
 from specnb.sampling import Sampling
+from specnb.stopping import AdaEDL
 
 SAMPLINGS = (
     GREEDY,
@@ -270,3 +272,37 @@ def test_enumerator_without_replacement():
 def test_enumerator_refuses_continuous_noise():
     with pytest.raises(TypeError, match="continuous"):
         exact.Enumerator().gumbel((2, 3))
+
+
+# ---- shapes
+
+
+SMALL = (
+    Chain(2, stop=AdaEDL(0.4)),
+    GumbelTopK((2, 1)),
+    IIDTree((2, 1)),
+    IIDTree((2,), verify="kseq"),
+    TopKTree((2, 1)),
+    PromptLookup(1, 2),
+    NoDraft(),
+)
+
+
+@pytest.mark.parametrize("drafter", SMALL, ids=lambda drafter: type(drafter).__name__)
+def test_shapes_hold_along_an_enumeration(drafter):
+    """With the checks of shapes on, which `check_law` leaves out."""
+    target, draft = models(3, seed=6)
+    found = exact.law(target, draft, drafter, PLAIN, n_tokens=2, prompt=(0, 1, 0))
+    wanted = exact.target_law(target, PLAIN, 2, prompt=(0, 1, 0))
+    assert torch.allclose(found.probs, wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_a_wrong_shape_along_an_enumeration_is_caught(monkeypatch):
+    target, draft = models(3, seed=6)
+
+    def flat(tree, root_probs, node_probs, draws, eos_ids=frozenset(), real=verify_module.verify):
+        return real(tree, root_probs[None], node_probs, draws, eos_ids)
+
+    monkeypatch.setattr("specnb.decode.verify", flat)
+    with pytest.raises(Exception, match="root_probs"):
+        exact.law(target, draft, Chain(2), PLAIN, n_tokens=1)

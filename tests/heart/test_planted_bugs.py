@@ -479,6 +479,7 @@ PARTS = (
     "recursive",
     "k_sequential",
     "k_sequential_rho",
+    "_masses",
     "_declared",
 )
 
