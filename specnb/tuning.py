@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,8 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specnb.decode import autoregressive, speculative
-from specnb.drafters import Chain, Drafter, GumbelTopK, StochasticBeam, TopKTree
+from specnb.drafters import (
+    Chain,
+    Drafter,
+    GumbelTopK,
+    NoDraft,
+    PromptLookup,
+    StochasticBeam,
+    TopKTree,
+)
+from specnb.measure.runner import decode, turns
 from specnb.methods import name_of
 from specnb.models.base import Pair
 from specnb.record import Record
@@ -26,11 +34,14 @@ from specnb.sampling import Sampling
 from specnb.stopping import AdaEDL, FixedLength, StoppingRule
 
 LONGEST = 12
+MEASURED = (2, 5, LONGEST)  # lengths that run, for the costs; the longest one's text is replayed
+STOPPED = Chain(LONGEST, stop=AdaEDL(0.4))  # costs what a rule costs
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 TREES = {  # at temperature 0 a tree that is drawn has one child per node
     True: (TopKTree((2, 1, 1, 1)), TopKTree((2, 1, 1, 1, 1, 1))),
     False: (GumbelTopK((2, 1, 1, 1)), StochasticBeam(2, 5)),
 }
+LOOKUPS = tuple(PromptLookup(length=length) for length in (2, 5, 10))
 ROUNDS = 2  # of the comparison at the end
 
 
@@ -78,65 +89,77 @@ def tune(
     """The fastest drafter for this pair on this machine, for prompts of this kind.
 
     `prompts` are texts, or items with `prompt` and `image`; half a dozen do. Tried are draft
-    lengths 1-12, AdaEDL at five thresholds and two trees. Raises ValueError without a drafter or a
-    prompt.
+    lengths 1-12, AdaEDL at five thresholds and two trees; without a draft model, three lengths of
+    `PromptLookup`. Times are without prefill. ValueError without a prompt.
     """
-    if pair.draft is None:
-        raise ValueError("draft=None: there is nothing to tune, load the pair with draft=...")
     if not prompts:
         raise ValueError("prompts=[]: give some texts of the kind that you want to decode")
     sampling = sampling or Sampling()
-    items: list[tuple[Any, Any]] = [
-        (p, None) if isinstance(p, str) else (p.prompt, p.image) for p in prompts
-    ]
-    settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
 
-    def decode(drafter: Drafter | None, number: int) -> Record:
-        prompt, image = items[number]
-        more = {**settings, "seed": seed + number}
-        if drafter is None:
-            return autoregressive(pair.target, prompt, image, **more)
-        return speculative(pair, prompt, image, drafter=drafter, **more)
+    def run(drafter: Drafter, number: int) -> Record:
+        return decode(
+            pair,
+            prompts[number],
+            drafter,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            seed=seed + number,
+        )
 
-    trees = TREES[sampling.temperature == 0]
-    drafters = [None, *map(Chain, (2, 5, LONGEST)), Chain(LONGEST, stop=AdaEDL(0.4)), *trees]
-    decode(drafters[-1], 0)  # the first run also sets up
-    runs: list[list[Record]] = [[] for _ in drafters]
-    for number in range(len(items)):
-        for group, drafter in zip(runs, drafters, strict=True):
-            group.append(decode(drafter, number))
-    plain, *chains, stopped = runs[: -len(trees)]
-    plain_ms = _ms_per_token(plain)
-
-    verify = _verify_cost([*plain, *itertools.chain(*chains), *stopped])
-    costs = {FixedLength: _draft_cost(itertools.chain(*chains)), AdaEDL: _draft_cost(stopped)}
-    texts = [
-        _kept(run, _along(pair, *item, run), sampling)
-        for run, item in zip(chains[-1], items, strict=True)
-    ]
+    timed: tuple[Drafter, ...] = TREES[sampling.temperature == 0]
+    chains: tuple[Chain, ...] = (*map(Chain, MEASURED), STOPPED)
+    if pair.draft is None:
+        timed, chains = LOOKUPS, ()
+    run(timed[-1], 0)  # the first run also sets up
+    tried: list[Drafter] = [NoDraft(), *chains, *timed]
+    runs: dict[Drafter, list[Record]] = {drafter: [] for drafter in tried}
+    for number, drafter in turns(list(runs), len(prompts)):
+        runs[drafter].append(run(drafter, number))
+    plain_ms = _ms_per_token(runs[NoDraft()])
     found = []
+    for drafter in timed:
+        group = runs[drafter]
+        ms, calls = _ms_per_token(group), sum(len(one.blocks) for one in group)
+        efficiency = sum(len(one.token_ids) for one in group) / calls
+        found.append(Candidate(drafter, efficiency, ms, plain_ms / ms))
+    if chains:
+        found += _replayed(pair, prompts, runs, sampling)
+    found.sort(key=lambda candidate: candidate.ms_per_token)
+    best = found[0]
+    last: dict[Drafter, list[float]] = {NoDraft(): [], best.drafter: []}
+    for number, drafter in turns(list(last), ROUNDS * len(prompts)):
+        last[drafter].append(_ms_per_token([run(drafter, number % len(prompts))]))
+    ratios = [alone / helped for alone, helped in zip(*last.values(), strict=True)]
+    return Tuning(best.drafter, best.speedup, statistics.median(ratios), plain_ms, tuple(found))
+
+
+def _replayed(
+    pair: Pair,
+    prompts: Sequence[Any],
+    runs: Mapping[Drafter, Sequence[Record]],
+    sampling: Sampling,
+) -> list[Candidate]:
+    """Every draft length and threshold, from the costs and the longest drafts of these runs."""
+    fixed = [run for length in MEASURED for run in runs[Chain(length)]]
+    stopped, plain = runs[STOPPED], runs[NoDraft()]
+    plain_ms = _ms_per_token(plain)
+    verify = _verify_cost([*plain, *fixed, *stopped])
+    costs = {FixedLength: _draft_cost(fixed), AdaEDL: _draft_cost(stopped)}
+    texts = [
+        _kept(run, _along(pair, item, run), sampling)
+        for run, item in zip(runs[Chain(LONGEST)], prompts, strict=True)
+    ]
     rules: list[tuple[int, StoppingRule]] = [(n, FixedLength()) for n in range(1, LONGEST + 1)]
     rules += [(LONGEST, AdaEDL(threshold)) for threshold in THRESHOLDS]
+    found = []
     for length, rule in rules:
         blocks = [block for text in texts for block in _replay(text, length, rule)]
         base, slope = costs[type(rule)]
         seconds = sum(base + slope * b.forwards + verify(b.drafted) for b in blocks)
         tokens = sum(b.tokens for b in blocks)
         ms = 1e3 * seconds / tokens
-        drafter = Chain(length, stop=rule)
-        found.append(Candidate(drafter, tokens / len(blocks), ms, plain_ms / ms))
-    for tree, group in zip(trees, runs[-len(trees) :], strict=True):
-        calls, ms = sum(len(run.blocks) for run in group), _ms_per_token(group)
-        tokens = sum(len(run.token_ids) for run in group)
-        found.append(Candidate(tree, tokens / calls, ms, plain_ms / ms))
-    found.sort(key=lambda candidate: candidate.ms_per_token)
-    best = found[0]
-    ratios = []
-    for number in list(range(len(items))) * ROUNDS:
-        alone, helped = decode(None, number), decode(best.drafter, number)
-        ratios.append(_ms_per_token([alone]) / _ms_per_token([helped]))
-    measured = statistics.median(ratios)
-    return Tuning(best.drafter, best.speedup, measured, plain_ms, tuple(found))
+        found.append(Candidate(Chain(length, stop=rule), tokens / len(blocks), ms, plain_ms / ms))
+    return found
 
 
 class Place(NamedTuple):
@@ -186,9 +209,10 @@ def _kept(run: Record, laws: Tensor, sampling: Sampling) -> list[Place]:
 
 
 @torch.inference_mode()
-def _along(pair: Pair, prompt: Any, image: Any, run: Record) -> Tensor:
+def _along(pair: Pair, item: Any, run: Record) -> Tensor:
     """The drafter's logits at every place of a text, [tokens, vocab]."""
     assert pair.draft is not None  # `tune` has seen it
+    prompt, image = getattr(item, "prompt", item), getattr(item, "image", None)
     context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
     ids = run.token_ids[:-1]
     scores = context.forward(ids, range(-1, len(ids) - 1))

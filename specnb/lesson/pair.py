@@ -6,24 +6,17 @@ for texts, and a target without a draft model has its drafts looked up in the pr
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from specnb import smollm2, tuning
-from specnb.decode import autoregressive, speculative
+from specnb import smollm2
 from specnb.drafters import Chain, Drafter, PromptLookup, TopKTree
 from specnb.lesson import prompts
 from specnb.lesson.config import RunConfig
 from specnb.methods import method, name_of
 from specnb.models.base import Pair
-from specnb.record import Record
-from specnb.sampling import Sampling
 
 CALM = 0.5  # the highest temperature at which SmolLM2 keeps to its subject
-LENGTHS = (2, 5, 10)  # of a lookup, for `tune`
 
 
 def items(cfg: RunConfig, pair: Pair) -> list:
@@ -79,51 +72,3 @@ def remarks(cfg: RunConfig, pair: Pair) -> str:
             f"things; take {CALM:g} or less"
         )
     return "\n".join(lines)
-
-
-def tune(pair: Pair, items: Sequence[Any], *, sampling: Sampling) -> tuning.Tuning:
-    """`specnb.tune`; without a draft model, the fastest of three lengths of `PromptLookup`.
-
-    The lengths take turns with plain decoding on every prompt, which gives the prediction; the best
-    one is then timed anew, which is the measured speed-up. Times are without prefill.
-    """
-    if pair.draft is not None:
-        return tuning.tune(pair, items, sampling=sampling)
-
-    def decode(drafter: Drafter | None, number: int) -> Record:
-        prompt = items[number].prompt
-        image = items[number].image if pair.target.sees_images else None
-        more: dict[str, Any] = {"sampling": sampling, "max_new_tokens": 64, "seed": number}
-        if drafter is None:
-            return autoregressive(pair.target, prompt, image, **more)
-        return speculative(pair, prompt, image, drafter=drafter, **more)
-
-    drafters = [None, *(PromptLookup(length=length) for length in LENGTHS)]
-    runs: dict[Any, list[Record]] = {one: [] for one in drafters}
-    for number in range(len(items)):
-        turn = number % len(drafters)  # nobody is always the first
-        for one in drafters[turn:] + drafters[:turn]:
-            runs[one].append(decode(one, number))
-    plain_ms = _ms_per_token(runs.pop(None))
-    found = [
-        tuning.Candidate(
-            one,
-            sum(len(run.token_ids) for run in group) / sum(len(run.blocks) for run in group),
-            _ms_per_token(group),
-            plain_ms / _ms_per_token(group),
-        )
-        for one, group in runs.items()
-    ]
-    found.sort(key=lambda candidate: candidate.ms_per_token)
-    best = found[0]
-    ratios = [
-        _ms_per_token([decode(None, number)]) / _ms_per_token([decode(best.drafter, number)])
-        for number in range(len(items))
-    ]
-    measured = statistics.median(ratios)
-    return tuning.Tuning(best.drafter, best.speedup, measured, plain_ms, tuple(found))
-
-
-def _ms_per_token(runs: Sequence[Record]) -> float:
-    seconds = sum(run.seconds for run in runs)
-    return 1e3 * seconds / sum(len(run.token_ids) for run in runs)
