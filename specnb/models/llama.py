@@ -234,26 +234,29 @@ class Llama:
         cos, sin = self.rotations(positions)
         causal = mask is None and length == 0 and n > 1
         if mask is None and length > 0 and n > 1:
-            hidden = torch.ones(n, end, dtype=torch.bool, device=x.device).triu_(length + 1)
-            mask = torch.zeros(n, end, dtype=cache.dtype, device=x.device)
-            mask.masked_fill_(hidden, -torch.inf)
-        for (qkv, out, gate_up, down), slots in zip(self.layers, cache, strict=True):
+            mask = torch.full((n, end), -torch.inf, dtype=cache.dtype, device=x.device)
+            mask.triu_(length + 1)
+        # Views of all layers at once: for a few rows indexing costs as much as arithmetic.
+        new_keys, new_values = (slots.unbind() for slots in cache[:, :, :, length:end].unbind(1))
+        keys, values = (slots[:, None].unbind() for slots in cache[:, :, :, :end].unbind(1))
+        for i, (qkv, out, gate_up, down) in enumerate(self.layers):
             h = qkv(self.norm(x)).view(n, n_heads + 2 * n_kv, dim)
-            turned = h[:, : n_heads + n_kv]
+            turned, value = h.split((n_heads + n_kv, n_kv), 1)
             turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin).transpose(0, 1)
-            slots[0, :, length:end] = turned[n_heads:]
-            slots[1, :, length:end] = h[:, n_heads + n_kv :].transpose(0, 1)
+            new_keys[i].copy_(turned[n_heads:])
+            new_values[i].copy_(value.transpose(0, 1))
             h = F.scaled_dot_product_attention(
                 turned[None, :n_heads].to(cache.dtype),
-                slots[None, 0, :, :end],
-                slots[None, 1, :, :end],
+                keys[i],
+                values[i],
                 attn_mask=mask,
                 is_causal=causal,
                 enable_gqa=n_kv != n_heads,
             )
-            x = x + out(h[0].transpose(0, 1).reshape(n, n_heads * dim).to(x.dtype))
+            # What a matrix gives is nobody else's, so it may be written to.
+            x = out(h[0].transpose(0, 1).reshape(n, n_heads * dim).to(x.dtype)).add_(x)
             gate, up = gate_up(self.norm(x)).chunk(2, -1)
-            x = x + down(F.silu(gate) * up)
+            x = down(F.silu(gate).mul_(up)).add_(x)
         n_logits = n if n_logits is None else n_logits
         if not n_logits:
             return x[:0]
