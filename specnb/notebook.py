@@ -72,7 +72,7 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     versions |= {name: _version(name) for name in ("torch", "transformers")}
     n = torch.get_num_threads()
     words = [" ".join(pair) for pair in versions.items()]
-    kind = machine.dtype("cuda") if gpu else machine.dtype()
+    kind = machine.dtype("cuda") if gpu else machine.words(machine.dtype())
     kind = "as saved" if kind == "auto" else kind
     words += [f"device {'cuda' if gpu else 'cpu'}, {kind}"]
     print(" · ".join([*words, f"{n} thread{'s' if n > 1 else ''}"]))
