@@ -325,6 +325,39 @@ def test_has_halves_is_tried_not_believed(monkeypatch):
 
 
 @halves
+@pytest.mark.parametrize("n", [1, 2, 6, 9])
+def test_both_ways_of_multiplying_halves_are_the_product(n):
+    """With one thread and with two; also under inference mode, and from rows that are apart."""
+    generator = torch.Generator().manual_seed(n)
+    weight = torch.randn(300, 40, generator=generator).half().float()
+    x = torch.randn(n, 80, generator=generator)[:, ::2]
+    wanted = x.double() @ weight.double().T
+    threads = torch.get_num_threads()
+    for kind in (lean.HalfLinear, lean.SplitHalf):
+        with torch.inference_mode():
+            multiply = kind(weight)
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            found = multiply(x)
+            assert found.dtype == torch.float32 and found.shape == (n, 300)
+            assert torch.allclose(found.double(), wanted, rtol=0, atol=1e-4)
+    torch.set_num_threads(threads)
+
+
+@halves
+def test_large_matrices_are_split(monkeypatch):
+    _, module, _ = modules(_config())
+    monkeypatch.setattr(lean, "LEAST_SPLIT", 50 * 32)
+    llama = Llama.of(module, halves=True)
+    assert isinstance(llama.head, lean.SplitHalf)
+    assert isinstance(llama.layers[0].out, lean.HalfLinear)
+    found = llama.forward(llama.embed([3, 4, 5]), range(3), llama.empty_cache(3), 0)
+    with torch.inference_mode():
+        wanted = module(torch.tensor([[3, 4, 5]])).logits[0]
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+@halves
 def test_packed_halves_are_shared_not_copied(tmp_path):
     model = sn.load_model(builders.llama(tmp_path / "a"), "cpu", "float16")
     head = model.llama.head
