@@ -242,7 +242,7 @@ class Llama:
         keys, values = (slots[:, None].unbind() for slots in cache[:, :, :, :end].unbind(1))
         for i, (qkv, out, gate_up, down) in enumerate(self.layers):
             h = qkv(self.norm(x)).view(n, n_heads + 2 * n_kv, dim)
-            turned, value = h.split((n_heads + n_kv, n_kv), 1)
+            turned, value = h.split_with_sizes((n_heads + n_kv, n_kv), 1)
             turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin).transpose(0, 1)
             new_keys[i].copy_(turned[n_heads:])
             new_values[i].copy_(value.transpose(0, 1))
@@ -369,6 +369,8 @@ def has_halves() -> bool:
 
 def _half_kernel(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """x -> x W^T, x in float32 [n, in], W [out, in] kept in fp16; sums are in float32."""
+    if not has_halves():  # which also hears the warnings, so that nobody else does
+        raise RuntimeError("torch has no FBGEMM here for fp16 weights: load float32")
     return (HalfLinear if weight.numel() < LEAST_SPLIT else SplitHalf)(weight)
 
 
