@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test test-colab test-newest test-wheel types lab bench doctor smollm2
+.PHONY: help .venv run test check coverage test-colab test-newest test-wheel types lab bench doctor smollm2
 .PHONY: address clean
 
 help:  ## this list
@@ -31,11 +31,24 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PY) -m pip install --quiet --no-deps -e .
 	@touch $@
 
-run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/
-	$(PY) -m specnb.batch run
+run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or OUT=folder
+	$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")
 
+# A process per core, whole files each, so that models are loaded once. The slowest are listed.
+WORKERS ?= 2
 test: $(STAMP)  ## the tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
+
+# What a change needs at once; under a minute.
+check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a browser
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -m "not slow and not notebook and not weights"
+
+coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails below 95 %
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term -m "not slow" \
+		tests/heart --ignore=tests/heart/test_planted_bugs.py
 
 # The packages that Colab has, older than those of the lock: there, nothing is installed.
 .venv-colab/.installed: requirements-colab.txt
@@ -54,14 +67,14 @@ NEWEST := transformers==5.24.0
 	@touch $@
 
 test-newest: .venv-newest/.installed  ## tests of models with the newest transformers
-	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/test_gate.py tests/test_certificate.py \
-		tests/test_prompts.py tests/test_speed.py
+	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/models/test_gate.py \
+		tests/models/test_certificate.py tests/models/test_prompts.py tests/bench/test_speed.py
 
 types: $(STAMP)  ## the types, read by mypy
 	$(PY) -m mypy
 
 test-wheel: $(STAMP)  ## the wheel: built, installed apart, used from another folder
-	$(PY) -m pytest -q tests/test_wheel.py
+	$(PY) -m pytest -q tests/frame/test_wheel.py
 
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.

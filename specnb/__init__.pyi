@@ -12,7 +12,6 @@ from . import drafters as drafters
 from . import exact as exact
 from . import files as files
 from . import knobs as knobs
-from . import laws as laws
 from . import lesson as lesson
 from . import live as live
 from . import measure as measure
@@ -21,18 +20,21 @@ from . import models as models
 from . import notebook as notebook
 from . import paths as paths
 from . import record as record
+from . import recording as recording
+from . import replay as replay
 from . import sampling as sampling
 from . import scenes as scenes
+from . import session as session
 from . import smollm2 as smollm2
 from . import stopping as stopping
-from . import studio as studio
 from . import theory as theory
 from . import training as training
 from . import tree as tree
 from . import tuning as tuning
 from . import verify as verify
 from . import views as views
-from .decode import Block as Block
+from .decode import Decoding as Decoding
+from .decode import Request as Request
 from .decode import autoregressive as autoregressive
 from .decode import speculative as speculative
 from .drafters import Chain as Chain
@@ -59,9 +61,12 @@ from .sampling import Sampling as Sampling
 from .stopping import AdaEDL as AdaEDL
 from .stopping import FixedLength as FixedLength
 from .stopping import MaxConfidence as MaxConfidence
+from .stopping import PathScore as PathScore
 from .stopping import RuleState as RuleState
 from .stopping import StoppingRule as StoppingRule
+from .stopping import SumEntropy as SumEntropy
 from .tree import DraftTree as DraftTree
 from .tuning import tune as tune
+from .verify import Block as Block
 
 __version__: str

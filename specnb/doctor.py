@@ -23,7 +23,7 @@ NOT_ON_COLAB = {"jupyterlab", "papermill", "nbconvert", "nbformat", "latex2mathm
 DESCRIPTION = "Is everything here, unaltered and working? Exits 1 with the reasons otherwise."
 
 
-class Unwell(Exception):
+class CheckFailed(Exception):
     """What is wrong and what to do about it."""
 
 
@@ -46,7 +46,7 @@ def versions() -> Iterator[str]:
     python, requirements = floors()
     yield f"python {platform.python_version()} on {platform.platform()}"
     if platform.python_version() not in SpecifierSet(python):
-        raise Unwell(f"Python {platform.python_version()}: {python} is needed")
+        raise CheckFailed(f"Python {platform.python_version()}: {python} is needed")
     wrong = []
     for requirement in map(Requirement, requirements):
         name, needed = requirement.name, requirement.specifier
@@ -61,7 +61,7 @@ def versions() -> Iterator[str]:
         if not needed.contains(version, prereleases=True):
             wrong.append(f"{name} {version} is not {needed}: pip install '{requirement}'")
     if wrong:
-        raise Unwell("; ".join(wrong))
+        raise CheckFailed("; ".join(wrong))
 
 
 def machine() -> Iterator[str]:
@@ -89,7 +89,7 @@ def hashes(data: Path = DATA) -> Iterator[str]:
     """Every file named in SHA256SUMS is there and unaltered."""
     sums = data / "SHA256SUMS"
     if not sums.is_file():
-        raise Unwell(f"{sums} is missing: restore it, or write it with --write-sums")
+        raise CheckFailed(f"{sums} is missing: restore it, or write it with --write-sums")
     wrong, listed = [], sums.read_text(encoding="utf-8").splitlines()
     for line in listed:
         expected, _, name = line.partition("  ")
@@ -99,7 +99,7 @@ def hashes(data: Path = DATA) -> Iterator[str]:
             wrong.append(f"data/{name} differs from its sum in SHA256SUMS")
     yield f"data: {len(listed) - len(wrong)} of {len(listed)} files as published"
     if wrong:
-        raise Unwell("; ".join(wrong) + f": {_remedy()}")
+        raise CheckFailed("; ".join(wrong) + f": {_remedy()}")
 
 
 def _remedy() -> str:
@@ -136,7 +136,7 @@ def decoding() -> Iterator[str]:
     if ours != theirs:
         pairs = enumerate(zip(ours, theirs, strict=False))
         first = next((at for at, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
-        raise Unwell(f"speculative decoding leaves the target's own text at token {first}")
+        raise CheckFailed(f"speculative decoding leaves the target's own text at token {first}")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m specnb.doctor") -> int:
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m specnb.doctor
         try:
             for line in check():
                 print(line)
-        except Unwell as reason:
+        except CheckFailed as reason:
             reasons.append(str(reason))
         except Exception as error:  # a doctor that crashes has found something, too
             reasons.append(f"{check.__name__}: {type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ the law that each child was drawn from. `TreeDrafting` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from specnb.arguments import shown
-from specnb.knobs import CHOICE, knob, settle
+from specnb.knobs import knob, rule_knob, settle
 from specnb.models.base import Context, Model, Pair, PromptTooLong
 from specnb.sampling import Draws, NoNumbers, Sampling
-from specnb.stopping import FixedLength, StoppingRule, is_rule
-from specnb.tree import DraftTree, empty_tree
+from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
+from specnb.tree import DraftTree, empty_tree, path_to
 
 
 @runtime_checkable
@@ -86,19 +86,22 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class _Tree:
-    """What all drafters with a model share. Subclasses say how deep, and `expand`."""
+    """What all drafters with a model share. Subclasses say how deep, and `expand`.
+
+    stop: when a level is the last one. verify: by which rule the target takes the tree apart, the
+    name of one that is exact for it, or a function `rule(tree, root_probs, node_probs, draws,
+    eos_ids) -> Outcome` of one's own, which `specnb.exact.law` can hold against the target's law.
+    """
 
     stop: StoppingRule = field(default_factory=FixedLength, kw_only=True)
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive")
+    )
 
     def __post_init__(self) -> None:
         if not is_rule(self.stop):
             raise ValueError(f"stop={shown(self.stop)}: give a stopping rule, as in AdaEDL(0.5)")
         settle(self)
-
-    @property
-    def rule(self) -> str:
-        """By which the verifier takes the tree apart."""
-        return "recursive"
 
     @property
     def branches(self) -> bool:
@@ -143,6 +146,7 @@ class TreeDrafting:
             # Drafting has ended before it began, decoding goes on: `propose` finds no room.
             self.context = None  # type: ignore[assignment]  # see the line above
         self.rule = settings.stop.start()
+        self.asks_for_path = asks_for_path(self.rule)
         self.depth_drafted = self.max_depth = 0
 
     @property
@@ -165,6 +169,7 @@ class TreeDrafting:
         frontier = [-1]  # nodes that may get children
         forwards, self.depth_drafted = 0, 0
         threshold = self.rule.threshold
+        scores_of: dict[int, float] = {}  # by node, for rules over a whole path
         for number in range(self.max_depth):
             new = [node for node in frontier if node >= 0]
             slot |= {node: len(slot) - 1 + i for i, node in enumerate(new)}
@@ -176,7 +181,7 @@ class TreeDrafting:
             probs = law_of(self.context, self.sampling, logits)
             nodes = frontier
             if not isinstance(self.rule, FixedLength):  # which never stops
-                go_on = [i for i in range(len(nodes)) if not self.rule.stop(logits[i], probs[i])]
+                go_on = self._going_on(nodes, parents, logits, probs, scores_of)
                 if not go_on:
                     stopped_by = "rule"
                     break
@@ -209,11 +214,33 @@ class TreeDrafting:
             parents=tuple(parents),
             probs=torch.stack(laws) if laws else torch.empty(0, self.vocab_size),
             drawn=tuple(drawn),
-            rule=self.settings.rule,
+            rule=self.settings.verify,
             forwards=forwards,
             stopped_by=stopped_by,
             threshold=threshold,
         )
+
+    def _going_on(
+        self,
+        nodes: list[int],
+        parents: list[int],
+        logits: Tensor,
+        probs: Tensor,
+        scores_of: dict[int, float],
+    ) -> list[int]:
+        """The rows of a level at which the rule does not stop; adds their scores to `scores_of`."""
+        rows = range(len(nodes))
+        rule: Any = self.rule  # `path` and `score` are for rules that ask for them
+        if not self.asks_for_path:
+            return [i for i in rows if not rule.stop(logits[i], probs[i])]
+        found = []
+        for i in rows:
+            before = [-1, *path_to(nodes[i], parents)[:-1]] if nodes[i] >= 0 else []
+            path = [scores_of[node] for node in before]
+            if not rule.stop(logits[i], probs[i], path=path):
+                scores_of[nodes[i]] = rule.score(logits[i], probs[i])
+                found.append(i)
+        return found
 
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
         if self.context:
@@ -350,13 +377,9 @@ class IIDTree(_Branching):
     (K, 1, ..., 1) is SpecTr's K paths (2310.15141).
     """
 
-    verify: str = knob(
-        "recursive", kind=CHOICE, choices=("recursive", "kseq"), kw_only=True, words="the rule"
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive", "kseq")
     )
-
-    @property
-    def rule(self) -> str:
-        return self.verify
 
     def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         for row, times in enumerate(level.times):

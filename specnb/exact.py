@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from specnb.decode import Block, next_block
+from specnb.decode import next_block
 from specnb.drafters import Drafter
 from specnb.models.base import Model, Pair
 from specnb.models.table import TableModel
 from specnb.record import Record
 from specnb.sampling import Draws, Sampling
+from specnb.verify import Block
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Float64

@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from specnb.arguments import plain
 
 
 def text_lines(path: Path) -> list[str]:
@@ -59,6 +62,37 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} stands there twice; leave one out")
         found[key] = value
     return found
+
+
+def finite(row: Mapping[str, Any], asked: str) -> dict[str, Any]:
+    """A row as JSON can hold it, which has neither NaN nor infinity: None stands in their places.
+
+    Its `not_finite` tells the places and what was there, as in {"headline.ratio": "nan"}; without
+    any it has none. What was asked for, under the key `asked`, is not missing: it becomes a text.
+    """
+    found: dict[str, str] = dict(row.get("not_finite") or {})
+
+    def cleaned(value: Any, place: str) -> Any:
+        value = plain(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            if not place.startswith(f"{asked}."):
+                found[place] = str(value)
+            return None if place in found else str(value)
+        if isinstance(value, Mapping):
+            return {key: cleaned(one, f"{place}.{key}") for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [cleaned(one, f"{place}[{number}]") for number, one in enumerate(value)]
+        return value
+
+    whole = {key: cleaned(one, key) for key, one in row.items() if key != "not_finite"}
+    return whole | ({"not_finite": found} if found else {})
+
+
+def missing_words(row: Mapping[str, Any]) -> str:
+    """What `finite` has left out of a row, in words; empty where it has all its figures."""
+    found = [f"{place} is {number}" for place, number in row.get("not_finite", {}).items()]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"{', '.join(found[:3])}{more}: kept as missing" if found else ""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

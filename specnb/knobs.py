@@ -15,7 +15,8 @@ from typing import Any
 from specnb import arguments
 
 KEY = "knob"  # of a field's metadata
-WHOLE, NUMBER, FLAG, CHOICE, WHOLES, OTHER = "whole", "number", "flag", "choice", "wholes", "other"
+WHOLE, NUMBER, FLAG, CHOICE, WHOLES = "whole", "number", "flag", "choice", "wholes"
+RULE, OTHER = "rule", "other"
 SPAN = 16  # the end of a slider for a whole number that nobody has limited
 
 
@@ -23,9 +24,10 @@ SPAN = 16  # the end of a slider for a whole number that nobody has limited
 class Knob:
     """What one setting may be.
 
-    kind: one of whole, number, flag, choice, wholes (several whole numbers), other. least, most:
-    the limits of a number, `least` itself left out where `above` is true. upto: where a slider ends
-    if no limit comes first; step: its step. words, unit: for the reader.
+    kind: one of whole, number, flag, choice, wholes (several whole numbers), rule (one of the
+    choices, or a function), other. least, most: the limits of a number, `least` itself left out
+    where `above` is true. upto: where a slider ends if no limit comes first; step: its step. words,
+    unit: for the reader.
     """
 
     kind: str
@@ -52,8 +54,12 @@ class Knob:
             )
         if self.kind == FLAG:
             return arguments.flag(name, value)
-        if self.kind == CHOICE and value not in self.choices:
+        if self.kind == RULE and callable(value) and not isinstance(value, type):
+            return value
+        if self.kind in (CHOICE, RULE) and value not in self.choices:
             choices = " or ".join(map(repr, self.choices))
+            if self.kind == RULE:
+                choices += ", or give a function of your own"
             raise ValueError(f"{name}={arguments.shown(value)}: choose {choices}")
         if self.kind == WHOLES:
             remedy = "give one number of children per level, as in (2, 2, 1)"
@@ -82,6 +88,15 @@ def knob(default: Any, *, kind: str = "", kw_only: bool = False, **limits: Any) 
     return dataclasses.field(default=default, metadata={KEY: declared}, kw_only=told)
 
 
+def rule_knob(*choices: str) -> dict[str, Knob]:
+    """The metadata of a field that holds a verification rule: one of the names, or a function.
+
+    Written `field(default=..., kw_only=True, metadata=rule_knob(...))`: type checkers see that the
+    field is for keywords only, which they cannot see through `knob`.
+    """
+    return {KEY: Knob(RULE, choices[0], choices=choices, words="verification rule")}
+
+
 def knobs_of(made_by: Callable[..., Any]) -> dict[str, Knob]:
     """The knobs of a dataclass or of a function, by name, in its order.
 
@@ -108,6 +123,16 @@ def settle(settings: Any) -> None:
         if KEY in field.metadata:
             value = field.metadata[KEY].checked(field.name, getattr(settings, field.name))
             object.__setattr__(settings, field.name, value)
+
+
+def shape_of(branching: str) -> tuple[int, ...]:
+    """The children per level of a text such as "3,2,1"."""
+    parts = [part.strip() for part in branching.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"branching={branching!r}: give whole numbers >= 1 with commas, as in 3,2,1"
+        )
+    return tuple(map(int, parts))
 
 
 def _kind(default: Any) -> str:

@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from specnb import drafters, knobs, stopping
@@ -38,7 +38,13 @@ DRAFTERS = (
     drafters.PromptLookup,
     drafters.NoDraft,
 )
-RULES = (stopping.FixedLength, stopping.AdaEDL, stopping.MaxConfidence)
+RULES = (
+    stopping.FixedLength,
+    stopping.AdaEDL,
+    stopping.MaxConfidence,
+    stopping.SumEntropy,
+    stopping.PathScore,
+)
 LONGEST = 2000  # characters of a text
 EXAMPLE = "Chain(16, stop=AdaEDL(0.5))"
 
@@ -200,10 +206,15 @@ def _value(text: str, beside: str | Path) -> Any:
 def _made(node: ast.expr, behind: dict[str, str], beside: str | Path) -> Any:
     """What a call, or a bare name, gives."""
     maker, given = _given(node, behind, beside)
-    values = {}
+    values: dict[str, Any] = {}
+    kinds = knobs.knobs_of(maker)
     for name, value in given.items():
-        is_call = isinstance(value, ast.Call | ast.Name)
-        values[name] = _made(value, behind, beside) if is_call else _literal(name, value)
+        if isinstance(value, ast.Name) and kinds[name].kind == knobs.RULE:
+            values[name] = _maker(value, behind, beside)  # the function itself, not what it gives
+        elif isinstance(value, ast.Call | ast.Name):
+            values[name] = _made(value, behind, beside)
+        else:
+            values[name] = _literal(name, value)
     title = _title(node, behind)
     try:
         made = maker(**values)
@@ -320,7 +331,7 @@ def _addressed(address: str, beside: str) -> Callable[..., Any]:
     place, _, name = address.rpartition(":")
     try:
         if place.endswith(".py"):
-            found: Any = _module(_path(place, beside))
+            found: Any = module_of(_path(place, beside))
             for part in name.split("."):
                 found = getattr(found, part)
         else:
@@ -348,8 +359,11 @@ def _path(place: str, beside: str | Path) -> Path:
     return (Path(beside) / place).expanduser()
 
 
-def _module(path: Path) -> ModuleType:
-    """A file as a module, read anew when it has changed; its neighbours can be imported there."""
+def module_of(path: Path) -> ModuleType:
+    """A file as a module, read anew when it has changed; its neighbours can be imported there.
+
+    ValueError where there is no such file; whatever the file itself raises is raised here, too.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     path = path.resolve()
@@ -408,11 +422,12 @@ def _head(cls: type) -> str:
     return next(points, None) or _address_of(cls)
 
 
-def _address_of(cls: type) -> str:
-    if "<locals>" in cls.__qualname__:
+def _address_of(cls: type | FunctionType) -> str:
+    if "<" in cls.__qualname__:  # <locals>, <lambda>
+        what = "class" if isinstance(cls, type) else "function"
         raise ValueError(
             f"drafter: {cls.__qualname__} stands inside a function and has no address; move the "
-            "class to the top of a file or notebook"
+            f"{what} to the top of a file or notebook"
         )
     if path := _files.get(cls.__module__):
         here = Path.cwd()
@@ -424,6 +439,8 @@ def _address_of(cls: type) -> str:
 def _text_of_value(value: Any) -> str:
     if isinstance(value, int | float | str | tuple | None):
         return repr(value)
+    if inspect.isfunction(value):
+        return _address_of(value)
     return _text(value)
 
 
@@ -436,6 +453,8 @@ def _knobs(
     maker, given = _given(node, behind, beside)
     for name, knob in knobs.knobs_of(maker).items():
         value = given.get(name)
+        if knob.kind == knobs.RULE and isinstance(value, ast.Name):
+            continue  # a function has no knobs
         if isinstance(value, ast.Call | ast.Name):
             yield from _knobs(value, behind, beside, f"{prefix}{name}.")
         elif knob.kind != knobs.OTHER:
@@ -448,9 +467,11 @@ def _written(
     maker, given = _given(node, behind, beside)
     positional, parts = _positional(maker), []
     named = False  # behind the first setting that is left out, the others need their name
-    for name in knobs.knobs_of(maker):
+    for name, knob in knobs.knobs_of(maker).items():
         if prefix + name in values:
             written = repr(values[prefix + name])
+        elif isinstance(given.get(name), ast.Name) and knob.kind == knobs.RULE:
+            written = _title(given[name], behind)
         elif isinstance(given.get(name), ast.Call | ast.Name):
             written = _written(given[name], behind, beside, values, f"{prefix}{name}.")
         elif name in given:

@@ -6,6 +6,7 @@ that under `ROOT` both look the same.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -34,6 +35,16 @@ def need_share(root: Path = ROOT) -> None:
             f"specnb is here without its {' and '.join(missing)}, which should be in {root}: "
             "install its wheel, or clone the repository and pip install -e ."
         )
+
+
+def need_folder(what: str, folder: str | Path) -> None:
+    """ValueError where `folder` is no folder and cannot become one, as a file stands in its way."""
+    whole = Path(folder).absolute()
+    there = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        where = "this" if there == whole else str(there)
+        kind = "a file" if there.exists() else "a link to nowhere"
+        raise ValueError(f"{what}={str(folder)!r}: {where} is {kind}; give a folder")
 
 
 def to_install(extra: str, *packages: str, root: Path = ROOT) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,7 +36,11 @@ class RuleState(Protocol):
         """This very state."""
 
     def stop(self, logits: Tensor, probs: Tensor) -> bool:
-        """Whether to end drafting before a token is drawn from `probs` ([vocab])."""
+        """Whether to end drafting before a token is drawn from `probs` ([vocab]).
+
+        A rule that names a keyword `path` here is also told the scores of this node's ancestors in
+        this block, the first node's first, as its own `score(logits, probs)` gave them.
+        """
 
     def update(self, depth_drafted: int, n_accepted: int, max_depth: int) -> None:
         """Takes in how a block went."""
@@ -139,6 +143,90 @@ class AdaEDL(_Adaptive):
         return entropy_bound(float(torch.special.entr(probs).sum()), self.entropy_factor)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _WholeDraft:
+    """A rule over all of a draft: a token counts only if every token before it is accepted.
+
+    It has a fixed threshold and no state but the draft's own path, on a tree the path of each node.
+    signal: as of the other rules, "raw" by default.
+    """
+
+    signal: str = knob("raw", kind=CHOICE, choices=("raw", "adjusted"), words="what is scored")
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+    @property
+    def threshold(self) -> float:
+        """Where drafting stops; the field of every rule."""
+        raise NotImplementedError
+
+    def start(self) -> RuleState:
+        return self
+
+    def stop(self, logits: Tensor, probs: Tensor, *, path: Sequence[float] = ()) -> bool:
+        raise NotImplementedError
+
+    @property
+    def state(self) -> tuple[()]:
+        return ()
+
+    def update(self, depth_drafted: int, n_accepted: int, max_depth: int) -> None:
+        pass
+
+    def _entropy(self, logits: Tensor, probs: Tensor) -> float:
+        """In nats, of the law that the signal names."""
+        return float(torch.special.entr(_scored(self.signal, logits, probs)).sum())
+
+
+@dataclass(frozen=True)
+class SumEntropy(_WholeDraft):
+    """Stops where the entropies of this draft's laws, in nats, sum up to more than `threshold`.
+
+    The sum runs from the block's first law to the one that the next token would be drawn from.
+    """
+
+    threshold: float = knob(3.0, finite=False, upto=10, step=0.25, words="stops above it, in nats")
+
+    def score(self, logits: Tensor, probs: Tensor) -> float:
+        """The entropy of one law, in nats."""
+        return self._entropy(logits, probs)
+
+    def stop(self, logits: Tensor, probs: Tensor, *, path: Sequence[float] = ()) -> bool:
+        return math.fsum((*path, self.score(logits, probs))) > self.threshold
+
+
+@dataclass(frozen=True)
+class PathScore(_WholeDraft):
+    """Stops where the product of AdaEDL's scores along the draft falls below `threshold`.
+
+    Each score is 1 - sqrt(entropy_factor * H), but not below 0 (2410.18351, equation of section 3,
+    for one token); as a guess at the probability that all of the draft is kept, they multiply.
+    """
+
+    threshold: float = knob(0.2, finite=False, upto=1, step=0.05, words="stops below it")
+    entropy_factor: float = knob(0.2, least=0, upto=1, kw_only=True, words="weight of the entropy")
+
+    def score(self, logits: Tensor, probs: Tensor) -> float:
+        """AdaEDL's guess at the acceptance probability of one token, from 0 to 1."""
+        return max(0.0, entropy_bound(self._entropy(logits, probs), self.entropy_factor))
+
+    def stop(self, logits: Tensor, probs: Tensor, *, path: Sequence[float] = ()) -> bool:
+        return math.prod((*path, self.score(logits, probs))) < self.threshold
+
+
+def asks_for_path(rule: RuleState) -> bool:
+    """Whether a rule's `stop` takes the scores of a node's ancestors."""
+    return "path" in inspect.signature(rule.stop).parameters
+
+
+def _scored(signal: str, logits: Tensor, probs: Tensor) -> Tensor:
+    """The law that a signal names: the drafter's at temperature 1, or the one drawn from."""
+    if signal != "raw":
+        return probs
+    return (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=-1)
+
+
 def entropy_bound(entropy: float, entropy_factor: float = 0.2) -> float:
     """1 - sqrt(entropy_factor * entropy): AdaEDL's estimate of the acceptance probability."""
     return 1.0 - math.sqrt(entropy_factor * max(entropy, 0.0))
@@ -162,10 +250,7 @@ class ThresholdState:
         return self.threshold, self.acceptance
 
     def stop(self, logits: Tensor, probs: Tensor) -> bool:
-        if self.rule.signal == "raw":
-            exact = logits if logits.dtype == torch.float64 else logits.float()
-            probs = exact.softmax(dim=-1)
-        return self.rule.score(probs) < self.threshold
+        return self.rule.score(_scored(self.rule.signal, logits, probs)) < self.threshold
 
     def update(self, depth_drafted: int, n_accepted: int, max_depth: int) -> None:
         """Algorithm 1 of the paper, once per block.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class DraftTree:
     parents: tuple[int, ...]
     probs: Float[Tensor, "nodes vocab"]
     drawn: tuple[int, ...] | None = None
-    rule: str = "recursive"  # how the verifier takes it apart: recursive | kseq
+    rule: str | Callable[..., Any] = "recursive"  # how it is verified; see `specnb.verify.RULES`
     forwards: int = 0
     stopped_by: str = "length"  # length | budget | context | rule | eos | forced
     threshold: float | None = None

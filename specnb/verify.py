@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from specnb.arguments import shown
 from specnb.sampling import Draws, residual
 from specnb.tree import DraftTree
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have 
     from jaxtyping import Float
 
 
+FINALS = ("plain", "correction", "bonus")
 SUM_TOLERANCE = {torch.float64: 1e-9}  # how far a row may be from 1; 1e-3 in narrower numbers
 
 
@@ -45,6 +47,18 @@ class Outcome:
     examined: tuple[tuple[int, Examined], ...]
 
 
+@dataclass(frozen=True)
+class Block:
+    """One target call: what was proposed, what the target says, what came of it."""
+
+    tree: DraftTree
+    target_probs: Tensor  # [1 + nodes, vocab]; row 0 belongs to the last committed token
+    outcome: Outcome
+    token_ids: tuple[int, ...]  # emitted
+    draft_s: float
+    verify_s: float
+
+
 def verify(
     tree: DraftTree,
     root_probs: Float[Tensor, " vocab"],
@@ -52,19 +66,69 @@ def verify(
     draws: Draws,
     eos_ids: Set[int] = frozenset(),
 ) -> Outcome:
-    """Walks the tree from the root; the emitted tokens follow the target's law exactly.
+    """Decides by the tree's rule which drafted tokens stay, and what the target says after them.
 
-    At each node the children are examined in draw order until one is accepted, by the tree's
-    rule: `recursive` or `k_sequential`. `root_probs` and `node_probs` are the target's laws behind
-    the last committed token and behind each node; the drafter's may lie on another device.
-    ValueError, before anything is drawn, where a row that the drafter declares is no distribution.
+    `root_probs` and `node_probs` are the target's laws behind the last committed token and behind
+    each node; the drafter's may lie on another device. `tree.rule` is a name of RULES or a function
+    of one's own with these same arguments. ValueError, before anything is drawn, where a row that
+    the drafter declares is no distribution; after it, where such a function's outcome is none.
     """
-    examine = {"recursive": recursive, "kseq": k_sequential}.get(tree.rule)
-    if examine is None:
-        raise ValueError(f"rule={tree.rule!r}: this verifier knows 'recursive' and 'kseq'")
+    rule = rule_of(tree.rule)
     if tree.probs.device != root_probs.device:
         tree = replace(tree, probs=tree.probs.to(root_probs.device))
     check_rows(tree)
+    outcome = rule(tree, root_probs, node_probs, draws, eos_ids)
+    if callable(tree.rule):
+        check_outcome(tree, outcome, eos_ids)
+    return outcome
+
+
+def recursive_rejection(
+    tree: DraftTree,
+    root_probs: Tensor,
+    node_probs: Tensor,
+    draws: Draws,
+    eos_ids: Set[int] = frozenset(),
+) -> Outcome:
+    """Recursive rejection sampling, node by node: exact for the declared laws of any tree."""
+    return node_by_node(recursive, tree, root_probs, node_probs, draws, eos_ids)
+
+
+def k_sequential_selection(
+    tree: DraftTree,
+    root_probs: Tensor,
+    node_probs: Tensor,
+    draws: Draws,
+    eos_ids: Set[int] = frozenset(),
+) -> Outcome:
+    """SpecTr's selection, node by node: exact where siblings are independent draws of one law."""
+    return node_by_node(k_sequential, tree, root_probs, node_probs, draws, eos_ids)
+
+
+def rule_of(rule: str | Rule) -> Rule:
+    """The function behind a rule's name; a function stays what it is."""
+    if callable(rule):
+        return rule
+    if rule not in RULES:
+        raise ValueError(
+            f"rule={rule!r}: this verifier knows {' and '.join(map(repr, RULES))}; give one of "
+            "them, or a function of your own"
+        )
+    return RULES[rule]
+
+
+def node_by_node(
+    examine: Examine,
+    tree: DraftTree,
+    root_probs: Float[Tensor, " vocab"],
+    node_probs: Float[Tensor, "nodes vocab"],
+    draws: Draws,
+    eos_ids: Set[int],
+) -> Outcome:
+    """Walks the tree from the root; the emitted tokens follow the target's law exactly.
+
+    At each node `examine` looks at the children in draw order until one is accepted.
+    """
     path: list[int] = []
     examined: list[tuple[int, Examined]] = []
     node, target_probs = -1, root_probs
@@ -103,7 +167,32 @@ def check_rows(tree: DraftTree) -> None:
             )
 
 
+def check_outcome(tree: DraftTree, outcome: Any, eos_ids: Set[int]) -> None:
+    """ValueError where what a rule of one's own decided cannot be said by any text."""
+    wrong = ""
+    if not isinstance(outcome, Outcome):
+        wrong = f"it gave {shown(outcome)}, and no Outcome"
+    elif not all(0 <= node < len(tree) for node in outcome.path) or any(
+        tree.parents[node] != before
+        for before, node in zip((-1, *outcome.path), outcome.path, strict=False)
+    ):
+        wrong = f"its path {outcome.path} does not lead down from the root"
+    else:
+        ended = bool(outcome.path) and tree.tokens[outcome.path[-1]] in eos_ids
+        if ended != (outcome.token is None):
+            wrong = "a token of the target's own follows, unless the path ends with an end token"
+        elif any(tree.tokens[node] in eos_ids for node in outcome.path[:-1]):
+            wrong = "its path goes on behind an end token"
+        elif outcome.token is not None and outcome.final_probs is None:
+            wrong = "it drew a token and does not say from which law (final_probs)"
+        elif outcome.token is not None and outcome.final not in FINALS:
+            wrong = f"final={outcome.final!r} is none of {', '.join(FINALS)}"
+    if wrong:
+        raise ValueError(f"verify={shown(tree.rule)}: {wrong}")
+
+
 Looks = list[tuple[int, Examined]]
+Examine = Callable[[DraftTree, list[int], Tensor, Draws], tuple[Looks, Tensor]]
 
 
 def recursive(
@@ -188,3 +277,7 @@ def _declared(tree: DraftTree, child: int) -> float:
     if not declared > 0.0:  # NaN, too
         raise ValueError(f"node {child}: token {tree.tokens[child]} was drawn with probability 0")
     return declared
+
+
+Rule = Callable[[DraftTree, Tensor, Tensor, Draws, Set[int]], Outcome]
+RULES: dict[Any, Rule] = {"recursive": recursive_rejection, "kseq": k_sequential_selection}

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from places import ROOT
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads stall others
 
 import jaxtyping
@@ -10,7 +12,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # empty where one process runs all tests
+torch.set_num_threads(1 if WORKER else min(2, os.cpu_count() or 1))
 # Derandomized: a red test is red for everybody. No deadline: shared machines pause.
 settings.register_profile("specnb", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("specnb")
@@ -30,15 +33,24 @@ def unchecked():
 
 @pytest.fixture(scope="session")
 def executed(tmp_path_factory):
-    """Every notebook, run once with its defaults: the folder and a row for each."""
+    """Every notebook, run once with its defaults: the folder and a row for each.
+
+    What the same code has finished is not run again: neither by a second process of the tests nor
+    where SPECNB_TEST_RUN is the folder of an earlier `make run`.
+    """
     import json
+
+    from filelock import FileLock
 
     from specnb import batch
 
     pair = json.loads(os.environ.get("SPECNB_TEST_PAIR", "{}"))
-    paths = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-    folder = tmp_path_factory.mktemp("executed")
-    return folder, batch.run(paths, folder, pair)
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if WORKER else base
+    folder = Path(os.environ.get("SPECNB_TEST_RUN") or shared / "executed")
+    with FileLock(shared / "executed.lock"):
+        return folder, batch.run(paths, folder, pair)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +67,6 @@ def chrome():
 @pytest.fixture(scope="session")
 def shots() -> Path:
     """Where pictures of what a browser showed are left, to be looked at."""
-    folder = Path(__file__).resolve().parents[1] / "runs" / "browser"
+    folder = ROOT / "runs" / "browser"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

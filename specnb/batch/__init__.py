@@ -63,6 +63,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     import pandas as pd
 
     def figure(value: object) -> str:
+        if value is None:
+            return "missing"
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     lines = [
@@ -79,7 +81,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def listed(plan: Plan, folder: Path) -> str:
-    """What would be run, for `--dry-run`."""
+    """What would be run, for `--dry-run`. ValueError where `folder` can be none."""
+    paths.need_folder("out", folder)
     lines = []
     for one in plan.runs:
         state = "finished" if carry.finished(folder, one) else "to run"

@@ -35,8 +35,8 @@ from specnb.batch.execute import (
     write_row,
 )
 from specnb.batch.plan import Plan, Run
-from specnb.files import write_whole
-from specnb.paths import to_install
+from specnb.files import missing_words, write_whole
+from specnb.paths import need_folder, to_install
 
 DEATHS = 3  # of workers that a run may cost before it is given up
 PLAN = "plan.json"  # the ids of the last call: what a table is made of
@@ -105,10 +105,11 @@ def carry_out(
     """Executes what is not finished yet; a row per run, in the plan's order, all in summary.json.
 
     A second call goes on where the first one ended, however it ended. ValueError where another
-    one is at work in this folder.
+    one is at work in this folder, or it can be none.
     """
     from filelock import FileLock, Timeout
 
+    need_folder("out", folder)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -231,12 +232,13 @@ class Progress:
         """One run is over."""
         self._over += 1
         self._bar.update()
-        words = f"{run}: {row['status']} {row['error']}".rstrip()
+        missing = missing_words(row)
+        words = " ".join(filter(None, [f"{run}: {row['status']}", row["error"], missing]))
         if not self._live:
             took = time.monotonic() - self._began
             meter = tqdm.format_meter(self._over, self._todo, took, unit="run", ncols=0)
             print(f"{meter.strip()} {words}", file=sys.stderr, flush=True)
-        elif row["status"] != "ok":
+        elif row["status"] != "ok" or missing:
             tqdm.write(words, file=sys.stderr)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from specnb.batch.carry import PLAN
 from specnb.batch.execute import read_row
-from specnb.files import write_whole
+from specnb.files import finite, missing_words, write_whole
 from specnb.paths import NOTEBOOKS, ROOT, need_share
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def collect(folder: str | Path) -> pd.DataFrame:
         if isinstance(row, str):
             print(f"left out {path.name}: {row}", file=sys.stderr)
             continue
+        before, row = row, finite(row, "parameters")  # rows of older versions, and of others
+        if row.get("not_finite") != before.get("not_finite"):
+            print(f"{path.name}: {missing_words(row)}", file=sys.stderr)
         lines += _lines(row)
     if not lines:
         raise ValueError(f"folder {folder}: it has no result of a run")
@@ -55,7 +58,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
     if {type(seed) for seed in seeds} == {int, type(None)}:
         table["seed"] = pd.array(seeds, dtype="Int64")  # floats, pandas' own choice, lose digits
     if "tokens" in table:
-        missing = [name for name in NUMBERS if name not in table]
+        missing = [name for name in NUMBERS if name not in table or table[name].isna().all()]
         table[missing] = float("nan")
         table["block_efficiency"] = table["tokens"] / table["target_calls"]
         plain = table["plain_seconds"] / table["plain_tokens"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -11,7 +12,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import psutil
 
 from specnb.batch.plan import SAFE, Run, identity, look_anew
-from specnb.files import write_whole
+from specnb.files import finite, write_whole
 from specnb.paths import ROOT
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # tracebacks come in colour
@@ -69,9 +71,13 @@ def execute(
 
 
 def write_row(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes `<id>.json`, from when on the run is over; the row with its time."""
-    row = {**row, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_whole(folder / f"{row['id']}.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
+    """Writes `<id>.json`, from when on the run is over; the row with its time.
+
+    A figure that is no finite number is missing there, and `not_finite` tells which one.
+    """
+    row = finite({**row, "finished": datetime.now(UTC).isoformat(timespec="seconds")}, "parameters")
+    text = json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder / f"{row['id']}.json", text)
     return row
 
 
@@ -79,10 +85,15 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
     """Runs the notebook and keeps it, with its error where it fails; what its row gets to know."""
     import papermill
 
+    # It would warn of parameters that it cannot read line by line; they are judged already, by ast.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     look_anew()
     if identity(run.notebook, run.parameters) != run.id:
         raise RuntimeError("code, notebook, data or versions here are not those of the plan")
-    with tempfile.TemporaryDirectory(prefix=f"{WORK}{run.id}-", dir=folder) as work:
+    with (
+        _importable(run.notebook.parent),
+        tempfile.TemporaryDirectory(prefix=f"{WORK}{run.id}-", dir=folder) as work,
+    ):
         executed, result = Path(work) / EXECUTED, Path(work) / f"{run.notebook.stem}.json"
         try:
             papermill.execute_notebook(
@@ -100,6 +111,8 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
             written = json.loads(result.read_text(encoding="utf-8"))
             found = {"headline": written.pop("headline", None), "result": written, "status": "ok"}
             found["measurements"] = written.pop("measurements", [])
+            if isinstance(before := written.pop("not_finite", None), dict):  # of `save_row`
+                found["not_finite"] = before
             if not isinstance(found["headline"], dict) or not isinstance(
                 found["measurements"], list
             ):
@@ -111,6 +124,20 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
         body = executed.read_text(encoding="utf-8")
         write_whole(folder / f"{run.id}.ipynb", body)
         return found | {"cell_seconds": round(_cell_seconds(body), 2)}
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Kernels that start meanwhile find modules in the folder, as they do in Jupyter."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [before, str(folder)]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def keep(executed: Path, goal: Path, error: str) -> None:
@@ -162,6 +189,8 @@ def unsound(row: Any) -> str:
     for key, kind in KINDS.items():
         if not isinstance(row.get(key), kind):
             return f"it has no {key}"
+    if not isinstance(row.get("not_finite", {}), dict):
+        return "its not_finite is no dict"
     if not SAFE.fullmatch(row["id"]):  # it becomes a file's name
         return f"its id {row['id']!r} is no plain name"
     return ""

@@ -161,4 +161,6 @@ def _entry(row: Mapping, link: str | None, thumbnail: str) -> str:
 
 
 def _short(value: object) -> str:
+    if value is None:
+        return "missing"
     return f"{value:.3g}" if isinstance(value, float) else html.escape(str(value))

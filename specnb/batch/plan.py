@@ -9,24 +9,27 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from specnb import arguments, methods, paths, smollm2
 from specnb.arguments import shown
-from specnb.batch import yaml_files
+from specnb.batch import configs, yaml_files
 from specnb.files import json_rows, sha256_of, sum_of
-from specnb.notebook import OVERRIDDEN
+from specnb.lesson import prompts
+from specnb.lesson.config import OVERRIDDEN
 
 DRAFTER = "drafter"  # the parameter that holds a method's text
 PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
 TIMEOUT_S = 600  # per run: one that never ends must not hold up the night
 MOST_SEEDS = 100_000  # that a number may ask for
+MOST_SETS = 100_000  # of parameters that a grid may ask for
 SAFE = re.compile(r"[A-Za-z0-9][\w.-]*")
-CONFIG = re.compile(r"sn\.(?:notebook\.)?(\w*Config)\.from_notebook")
 KEYS = (
     *("name", "notebooks", "parameters", "grid", "sets", "seeds"),
     *("workers", "threads", "timeout", "retries"),
@@ -83,13 +86,16 @@ def plan_of(
     notebooks: Sequence[str | Path],
     sets: Sequence[Mapping[str, Any]] = ({},),
     base: Path | None = None,
+    allow_code: bool = False,
     **how: Any,
 ) -> Plan:
     """Every notebook with every set of parameters. ValueError, before anything runs, where a
     notebook or a name is missing, a value is wrong, or two runs would be the same.
 
     A notebook is a name in notebooks/ or a path; paths, also those of models and prompts, begin at
-    `base` (the working directory), or else at the project.
+    `base` (the working directory), or else at the project. A notebook's own config class judges its
+    parameters where it may be imported: from this package, from code that lies in `base`, and with
+    `allow_code` from anywhere. Elsewhere the values are only read, which is said on stderr.
     """
     look_anew()
     base = (base or Path.cwd()).resolve()
@@ -100,7 +106,8 @@ def plan_of(
     stems = [path.stem for path in paths]
     if len(set(stems)) < len(stems):
         raise ValueError(f"notebooks={stems}: one of them is named twice")
-    runs = [run_of(path, _absolute(given, base)) for path in paths for given in sets]
+    kinds = {path: _config_of(path, base, allow_code) for path in paths}
+    runs = [run_of(path, _absolute(given, base), kinds[path]) for path in paths for given in sets]
     if not runs:
         raise ValueError("there is nothing to run: give at least one set of parameters")
     seen: dict[str, Run] = {}
@@ -151,8 +158,21 @@ def _check_overridden(given: Mapping[str, Any]) -> None:
         )
 
 
-def run_of(path: Path, given: Mapping[str, Any]) -> Run:
-    """A checked run of one notebook."""
+def _config_of(path: Path, base: Path, allow_code: bool) -> Any:
+    """The class that judges a notebook's parameters; None where there is none, or it may not."""
+
+    def trusted(file: Path) -> bool:
+        return allow_code or file.is_relative_to(base)
+
+    try:
+        return configs.config_of(path, _book(path), trusted)
+    except configs.NotImported as why:
+        print(f"{path.name}: its values are read, but not judged: {why}", file=sys.stderr)
+        return None
+
+
+def run_of(path: Path, given: Mapping[str, Any], kind: Any = None) -> Run:
+    """A checked run of one notebook, judged by its config class `kind` where it has one."""
     if "out_dir" in given:
         raise ValueError("parameter 'out_dir' is set by the run itself: use out_dir= or --out")
     given = {name: _plain(name, value) for name, value in given.items()}
@@ -163,6 +183,14 @@ def run_of(path: Path, given: Mapping[str, Any]) -> Run:
         there = ", ".join(known) or "none"
         hint = nearest(name, known)
         raise ValueError(f"{path.name} has no parameter {name!r}{hint}; it has: {there}")
+    _check_kernel(path, book)
+    parameters = _checked(path, given, known, kind)
+    parameters.pop("out_dir")
+    return Run(path, given, parameters, identity(path, parameters))
+
+
+def _check_kernel(path: Path, book: Any) -> None:
+    """ValueError where a notebook does not name its kernel, or that is not installed."""
     kernel = book.metadata.get("kernelspec", {})
     language = book.metadata.get("language_info", {}).get("name") or kernel.get("language")
     if not kernel.get("name") or not language:
@@ -170,9 +198,23 @@ def run_of(path: Path, given: Mapping[str, Any]) -> Run:
             f"{path.name}: it does not say which kernel runs it; open it in Jupyter, choose one, "
             "and save it"
         )
-    parameters = _checked(path, given, known)
-    parameters.pop("out_dir")
-    return Run(path, given, parameters, identity(path, parameters))
+    if not _is_installed(kernel["name"]):
+        raise ValueError(
+            f"{path.name}: its kernel {shown(kernel['name'])} is not installed here; install it, "
+            "or choose another one in Jupyter and save the notebook"
+        )
+
+
+@functools.cache
+def _is_installed(kernel: str) -> bool:
+    import nbformat
+    from nbclient import NotebookClient
+
+    client = NotebookClient(nbformat.v4.new_notebook(), kernel_name=kernel)
+    try:
+        return client.create_kernel_manager().kernel_spec is not None
+    except KeyError:  # NoSuchKernel
+        return False
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -187,13 +229,10 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def _checked(path: Path, given: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
+def _checked(
+    path: Path, given: Mapping[str, Any], known: Mapping[str, str], kind: Any
+) -> dict[str, Any]:
     """All parameters of the notebook with the given ones in place, judged by its own config."""
-    from specnb import notebook as lessons
-
-    source = "\n".join(text for _, text in _source(path))
-    config = CONFIG.search(source)
-    kind = getattr(lessons, config[1], None) if config else None
     every = {
         name: given[name] if name in given else _default(path, name, known[name]) for name in known
     }
@@ -202,10 +241,15 @@ def _checked(path: Path, given: Mapping[str, Any], known: Mapping[str, str]) -> 
     try:
         checked = kind.from_notebook(every)
         if getattr(checked, "prompts", ""):
-            lessons.items(checked)  # every line of the file is judged, and its pictures opened
-        return every | asdict(checked)
+            prompts.items(checked)  # every line of the file is judged, and its pictures opened
+        is_one = is_dataclass(checked) and not isinstance(checked, type)
+        judged = asdict(checked) if is_one else {}
+        return every | {name: _plain(name, value) for name, value in judged.items()}
     except ValueError as error:
         raise ValueError(f"{path.stem} ({_listed(given)}): {error}") from None
+    except Exception as error:  # whatever a class of the reader's own may raise
+        words = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path.stem} ({_listed(given)}): its config fails ({words})") from error
 
 
 def _book(path: Path) -> Any:
@@ -248,8 +292,8 @@ def _defaults(path: Path, book: Any) -> dict[str, str]:
 
 def _default(path: Path, name: str, written: str) -> Any:
     try:
-        return ast.literal_eval(written)
-    except (ValueError, SyntaxError):
+        return _plain(name, ast.literal_eval(written))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise ValueError(
             f"{path.name}: give {name} a plain value, not {shown(written)[1:-1]}"
         ) from None
@@ -261,9 +305,9 @@ def _source(path: Path) -> list[tuple[str, str]]:
 
 
 def look_anew() -> None:
-    """Forgets what files held: they may have changed since."""
-    for sum_ in (_code, _data, _content):
-        sum_.cache_clear()
+    """Forgets what files held and which kernels there are: they may have changed since."""
+    for found in (_code, _data, _content, _neighbours, _is_installed):
+        found.cache_clear()
 
 
 def identity(path: Path, parameters: Mapping[str, Any]) -> str:
@@ -272,6 +316,7 @@ def identity(path: Path, parameters: Mapping[str, Any]) -> str:
     what = {
         "notebook": path.stem,
         "source": _source(path),
+        "beside": _neighbours(path),
         "parameters": held,
         "code": _code(),
         "data": _data(),
@@ -284,6 +329,12 @@ def identity(path: Path, parameters: Mapping[str, Any]) -> str:
 def versions() -> dict[str, str]:
     """Of what computes the figures."""
     return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+
+
+@functools.cache
+def _neighbours(path: Path) -> str:
+    """What stands in the files beside a notebook that it imports; not in those that they import."""
+    return sum_of(path.parent, configs.neighbours(path, _book(path)))
 
 
 @functools.cache
@@ -341,7 +392,8 @@ def _pictures_of(prompts: Path) -> list[Path]:
 def read_sweep(path: str | Path, allow_code: bool = False) -> Plan:
     """The plan of a sweep file (YAML, see README). ValueError names what is wrong in it.
 
-    A drafter of the reader's own must stand in a file beside the sweep, unless `allow_code`.
+    A drafter of the reader's own must stand in a file beside the sweep, unless `allow_code`; a
+    notebook's own config class judges its parameters under the same condition.
     """
     path = Path(paths.resolved(str(path)))
     if not path.is_file():
@@ -376,6 +428,8 @@ def _plan(asked: dict, path: Path, allow_code: bool) -> Plan:
         for key in common:
             if any(key in one for one in names):
                 raise ValueError(f"{key}: it stands in parameters and in {where}; leave one out")
+    if (n_sets := math.prod(map(len, grid.values()))) > MOST_SETS:
+        raise ValueError(f"grid: it has {n_sets} sets of values; take {MOST_SETS} or fewer")
     if grid or not sets:
         sets = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())] + (
             sets
@@ -397,7 +451,7 @@ def _plan(asked: dict, path: Path, allow_code: bool) -> Plan:
     sets = [{**common, **one} for one in sets]
     if not allow_code:
         _check_code(sets, path.parent)
-    return plan_of(notebooks, sets, path.parent, **how, name=name)
+    return plan_of(notebooks, sets, path.parent, allow_code, **how, name=name)
 
 
 def _notebook(entry: str, base: Path) -> Path:

@@ -536,7 +536,7 @@ def _recording(pair, threads: int, rounds: int = 12) -> dict:
     for item in items:
         for name in took:
             with (
-                mock.patch("specnb.decode._token_rows", lambda blocks: [])
+                mock.patch("specnb.recording.token_rows", lambda blocks: [])
                 if name == "off"
                 else (mock.MagicMock())
             ):

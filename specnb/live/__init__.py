@@ -5,8 +5,7 @@ widget: nbclient answers one on the socket on which it awaits the end of the cel
 that wake-up is lost, so that a run by papermill never ends.
 """
 
-from specnb.live.page import Static
 from specnb.live.sliders import Sliders, sliders
 from specnb.live.workbench import MODES, VIEWS, Workbench, workbench
 
-__all__ = ["MODES", "VIEWS", "Sliders", "Static", "Workbench", "sliders", "workbench"]
+__all__ = ["MODES", "VIEWS", "Sliders", "Workbench", "sliders", "workbench"]

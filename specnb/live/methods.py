@@ -1,20 +1,91 @@
-"""A method and its controls; a method that is given as a text has those of its knobs."""
+"""The panel's methods by name, and their controls; a text has the controls of its knobs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ipywidgets as w
 
 from specnb import knobs, methods
+from specnb.drafters import Chain, Drafter, GumbelTopK, IIDTree, PromptLookup, StochasticBeam
 from specnb.live.page import LABELLED, NARROW, named, show
-from specnb.studio import METHODS, OWN, Method
+from specnb.models.base import Pair
+from specnb.stopping import AdaEDL, MaxConfidence
 
 LONGEST = 16  # draft length that a slider offers
 LONGEST_NGRAM = 8
+MOST_NODES = 128  # of a tree that a slider may ask for: it is drawn, and drafted while one waits
+OWN, LOOKUP = "own class", "prompt lookup"
+# A method by its name in the panel, and the controls that it listens to.
+METHODS = {
+    "chain": ("draft_length",),
+    "AdaEDL": ("draft_length", "threshold"),
+    "MaxConfidence": ("draft_length", "threshold"),
+    "RSD-C": ("branching",),
+    "RSD-S": ("width", "draft_length"),
+    "iid tree": ("branching",),
+    LOOKUP: ("ngram", "draft_length"),
+    OWN: ("path",),
+}
+
+
+def methods_for(pair: Pair) -> tuple[str, ...]:
+    """The methods that can draft for a pair: without a draft model, those that need none."""
+    return tuple(METHODS) if pair.draft else (LOOKUP, OWN)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A drafter as the panel's controls describe it."""
+
+    name: str = "chain"
+    draft_length: int = 5
+    threshold: float = 0.5
+    branching: str = "3,2,1"
+    width: int = 3
+    ngram: int = 3
+    path: str = ""  # the text of a method, such as package:Class or Chain(5)
+
+    def __post_init__(self):
+        if self.name not in METHODS:
+            raise ValueError(f"method={self.name!r}: choose one of {', '.join(METHODS)}")
+
+    def __str__(self) -> str:
+        if self.name == OWN:
+            return self.path or OWN
+        words = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in METHODS[self.name]]
+        return ", ".join([self.name, *words])
+
+    def fitted(self, pair: Pair) -> Method:
+        """This method, or with the same settings the first one that can draft for the pair."""
+        able = methods_for(pair)
+        return self if self.name in able else replace(self, name=able[0])
+
+    def drafter(self) -> Drafter:
+        """The drafter; ValueError in words where the controls describe none."""
+        if self.name == OWN:
+            return methods.method(self.path)
+        if self.name in ("RSD-C", "iid tree"):
+            shape = knobs.shape_of(self.branching)
+            nodes = sum(math.prod(shape[:level]) for level in range(1, len(shape) + 1))
+            if nodes > MOST_NODES:
+                raise ValueError(
+                    f"branching={self.branching!r}: that is {nodes} nodes per target call; "
+                    f"give at most {MOST_NODES}"
+                )
+            return (GumbelTopK if self.name == "RSD-C" else IIDTree)(shape)
+        if self.name == "RSD-S":
+            return StochasticBeam(self.width, self.draft_length)
+        if self.name == LOOKUP:
+            return PromptLookup(self.ngram, self.draft_length)
+        rules = {"AdaEDL": AdaEDL, "MaxConfidence": MaxConfidence}
+        if self.name in rules:
+            return Chain(self.draft_length, stop=rules[self.name](self.threshold))
+        return Chain(self.draft_length)
 
 
 class MethodControls(w.VBox):
@@ -117,7 +188,7 @@ def _control(name: str, knob: knobs.Knob, value: Any) -> w.DOMWidget | None:
         made = w.FloatSlider(value=value, continuous_update=False, **limits, **look)
     elif knob.kind == knobs.FLAG:
         made = w.Checkbox(value=value, indent=False, **look)
-    elif knob.kind == knobs.CHOICE:
+    elif knob.kind in (knobs.CHOICE, knobs.RULE) and len(knob.choices) > 1:
         made = w.Dropdown(options=list(knob.choices), value=value, **look)
     if made is not None:
         named(**{name.replace(".", "_"): made})

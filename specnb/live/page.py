@@ -6,7 +6,6 @@ import html
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as w
@@ -18,16 +17,6 @@ NARROW, WIDE, WRAPPED = (
 )
 PLAIN = {"description_width": "initial"}
 LABELLED = {"description_width": "95px"}  # one edge for all labels of a column
-
-
-@dataclass(frozen=True)
-class Static:
-    """What a live cell shows, without controls: it stays in saved, printed and exported copies."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
 
 
 def named(**controls: w.DOMWidget) -> None:

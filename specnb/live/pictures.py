@@ -28,7 +28,7 @@ STYLE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class PictureChoice:
     """A picture to choose (None: text only), and its prompt for every task that has one."""
 
     image: Any
@@ -36,16 +36,16 @@ class Sight:
     large: Any = None  # the same, drawn larger for the reader
 
 
-def sight_of(item: Any) -> Sight:
+def choice_of(item: Any) -> PictureChoice:
     """An item of a notebook, with its prompt and those of the other tasks on its scene."""
     scene = getattr(item, "scene", None)
     if scene is None:  # a prompt of the reader's own
-        return Sight(item.image, {item.task: item.prompt}, item.image)
+        return PictureChoice(item.image, {item.task: item.prompt}, item.image)
     # The same number gives all tasks the same scene, unless one finds too little to ask there.
     number = scene.seed // SCENES_PER_SEED
     others = (scenes.example(task, number) for task in scenes.TASKS)
     prompts = {other.task: other.prompt for other in others if other.scene == scene}
-    return Sight(item.image, {**prompts, item.task: item.prompt}, scenes.render(scene, 384))
+    return PictureChoice(item.image, {**prompts, item.task: item.prompt}, scenes.render(scene, 384))
 
 
 class PictureChooser(w.VBox):
@@ -57,7 +57,7 @@ class PictureChooser(w.VBox):
     _count = itertools.count()
 
     def __init__(self, items: Sequence[Any], page: Page, changed: Callable[[], None], sees: bool):
-        self._sights = [sight_of(item) for item in items[:MOST]]
+        self._choices = [choice_of(item) for item in items[:MOST]]
         self._page, self._changed, self._chosen = page, changed, 0
         self._number, self._sees = next(self._count), sees
         self._fresh = itertools.count(FRESH)
@@ -92,7 +92,7 @@ class PictureChooser(w.VBox):
     @property
     def image(self) -> Any:
         """The chosen picture as the models see it."""
-        return self._sights[self._chosen].image
+        return self._choices[self._chosen].image
 
     def fit(self, sees: bool) -> None:
         """For a target that sees pictures, or for one that reads text only."""
@@ -104,23 +104,24 @@ class PictureChooser(w.VBox):
     def _draw(self) -> None:
         """One button per picture; those there stay, or the keyboard would lose its place."""
         rules, buttons = [STYLE], list(self.thumbs.children)
-        for index, sight in enumerate(self._sights):
+        for index, choice in enumerate(self._choices):
             name = f"snb-sight-{self._number}-{index}"
             if index == len(buttons):
                 buttons.append(w.Button(layout={"width": "68px"}))
                 buttons[index].add_class(name)
                 buttons[index].on_click(self._page.on(partial(self._take, index)))
-            chosen, seen = index == self._chosen, self._sees and sight.large is not None
+            chosen, seen = index == self._chosen, self._sees and choice.large is not None
             (buttons[index].add_class if seen else buttons[index].remove_class)("snb-sight")
             buttons[index].layout.height = "88px" if seen else None
             buttons[index].description = f"▸{index + 1}" if chosen else f"{index + 1}"
             what = "picture" if seen else "prompt"
             buttons[index].tooltip = f"{what} {index + 1}{', chosen' if chosen else ''}"
             if seen:
-                rules.append(f".{name}{{background-image:url({_png(sight.large, 128)})!important}}")
+                image = _png(choice.large, 128)
+                rules.append(f".{name}{{background-image:url({image})!important}}")
         self._rules.value = f"<style>{''.join(rules)}</style>"
         self.thumbs.children = buttons
-        large = self._sights[self._chosen].large if self._sees else None
+        large = self._choices[self._chosen].large if self._sees else None
         self.picture.value = (
             ""
             if large is None
@@ -134,7 +135,7 @@ class PictureChooser(w.VBox):
     def _offer(self) -> None:
         """The tasks of the chosen picture, the one that was on if it has it, and its prompt."""
         with self._page.silent():
-            prompts, wanted = self._sights[self._chosen].prompts, self.task.value
+            prompts, wanted = self._choices[self._chosen].prompts, self.task.value
             self.task.options = [*prompts, OWN_WORDS]
             self.task.value = wanted if wanted in prompts else next(iter(prompts))
             self.prompt.value = prompts[self.task.value]
@@ -146,21 +147,21 @@ class PictureChooser(w.VBox):
         self._changed()
 
     def _take_task(self) -> None:
-        prompt = self._sights[self._chosen].prompts.get(self.task.value)
+        prompt = self._choices[self._chosen].prompts.get(self.task.value)
         if prompt is not None:
             with self._page.silent():
                 self.prompt.value = prompt
             self._changed()
 
-    def _add(self, sight: Sight) -> None:
-        if len(self._sights) >= MOST:
-            self._sights.pop()
-        self._sights.append(sight)
-        self._take(len(self._sights) - 1)
+    def _add(self, choice: PictureChoice) -> None:
+        if len(self._choices) >= MOST:
+            self._choices.pop()
+        self._choices.append(choice)
+        self._take(len(self._choices) - 1)
 
     def _take_new(self) -> None:
-        found = (sight_of(scenes.example("caption", number)) for number in self._fresh)
-        self._add(next(sight for sight in found if len(sight.prompts) == len(scenes.TASKS)))
+        found = (choice_of(scenes.example("caption", number)) for number in self._fresh)
+        self._add(next(choice for choice in found if len(choice.prompts) == len(scenes.TASKS)))
 
     def _take_file(self) -> None:
         given = self.file.value
@@ -174,7 +175,7 @@ class PictureChooser(w.VBox):
                 "smaller one"
             )
         image = as_picture(io.BytesIO(bytes(file["content"])))
-        self._add(Sight(image, {"caption": "Describe the picture."}, image))
+        self._add(PictureChoice(image, {"caption": "Describe the picture."}, image))
 
 
 def _png(image: Any, size: int) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import ipywidgets as w
 
-from specnb.live.page import PLAIN, WIDE, Page, Static, framed, named
+from specnb.live.page import PLAIN, WIDE, Page, framed, named
+from specnb.views import Html
 
 
 class Sliders(w.VBox):
@@ -43,10 +44,10 @@ class Sliders(w.VBox):
         """Where the sliders stand."""
         return {name: control.value for name, control in self.controls.items()}
 
-    def static(self) -> Static:
+    def static(self) -> Html:
         """What the sliders show just now, for copies without a kernel."""
         shown = self.page.alert.value or self.view.value
-        return Static(f"<div><div><b>{html.escape(self._words())}</b></div>{shown}</div>")
+        return Html(f"<div><div><b>{html.escape(self._words())}</b></div>{shown}</div>")
 
     def _words(self) -> str:
         return ", ".join(f"{self._names[name]} {value}" for name, value in self.values.items())

@@ -11,8 +11,8 @@ from specnb import views
 from specnb.live.page import NARROW, PLAIN, WRAPPED, Page, named
 from specnb.models.base import Model
 from specnb.record import TokenRow
-from specnb.studio import Walk
-from specnb.views.look import counted, visible
+from specnb.session import Stepper
+from specnb.views.style import counted, visible
 
 LIKELY = 10  # tokens offered to go on with
 SAID = {
@@ -29,11 +29,11 @@ FINALS = {
 
 
 class StepControls(w.VBox):
-    """The buttons; `changed` hears of every move. `walk` is set by whoever owns them."""
+    """The buttons; `changed` hears of every move. `stepper` is set by whoever owns them."""
 
     def __init__(self, page: Page, changed: Callable[[], None]):
         # Nothing is pressed or shown before `begin`.
-        self.walk: Walk = None  # type: ignore[assignment]  # see the line above
+        self.stepper: Stepper = None  # type: ignore[assignment]  # see the line above
         self._model: Model = None  # type: ignore[assignment]  # see the line above
         self._page, self._changed = page, changed
         auto = {"layout": {"width": "auto"}}
@@ -46,16 +46,16 @@ class StepControls(w.VBox):
         named(
             back=self.back, next=self.next, force=self.force, likely=self.likely, words=self.words
         )
-        self.back.on_click(page.on(lambda: self._move(self.walk.back)))
-        self.next.on_click(page.on(lambda: self._move(self.walk.next)))
+        self.back.on_click(page.on(lambda: self._move(self.stepper.back)))
+        self.next.on_click(page.on(lambda: self._move(self.stepper.next)))
         self.force.on_click(page.on(lambda: self._move(self._force)))
         by_hand = w.HBox([self.likely, self.words, self.force], layout=WRAPPED)
         super().__init__([w.HBox([self.back, self.next]), by_hand])
 
-    def begin(self, walk: Walk, model: Model) -> None:
-        """A new walk, its first block drafted."""
-        walk.next()
-        self.walk, self._model = walk, model
+    def begin(self, stepper: Stepper, model: Model) -> None:
+        """A new run, its first block drafted."""
+        stepper.next()
+        self.stepper, self._model = stepper, model
 
     def _move(self, action: Callable[[], None]) -> None:
         self._page.clear()
@@ -69,43 +69,43 @@ class StepControls(w.VBox):
         if self.words.value:
             ids = self._model.tokenizer.encode(self.words.value, add_special_tokens=False)
         for token_id in ids:
-            self.walk.force(token_id)
+            self.stepper.force(token_id)
         self.words.value = ""
 
     def shown(self) -> str:
         """The text so far and the open block in its phase, as HTML; fits the buttons to it."""
-        walk, parts = self.walk, []
-        if walk.text.blocks:
-            title = f"the text after {counted(walk.shown, 'target call')}"
-            parts.append(views.tokens(walk.text.record(), title=title)._repr_html_())
-        if walk.block is not None:
-            record = walk.block.record()
-            rows = [row for row in record.tokens if row.block == walk.shown]
-            parts.append(_words(walk.phase, rows))
+        stepper, parts = self.stepper, []
+        if stepper.text.blocks:
+            title = f"the text after {counted(stepper.shown, 'target call')}"
+            parts.append(views.tokens(stepper.text.record(), title=title)._repr_html_())
+        if stepper.block is not None:
+            record = stepper.block.record()
+            rows = [row for row in record.tokens if row.block == stepper.shown]
+            parts.append(_words(stepper.phase, rows))
             drafted = max((row.depth for row in rows if row.node >= 0), default=0)
-            levels = drafted if walk.phase in ("draft", "verify") else None
-            parts.append(views.tree(record, walk.shown, levels)._repr_html_())
-            if walk.phase != "draft":
+            levels = drafted if stepper.phase in ("draft", "verify") else None
+            parts.append(views.tree(record, stepper.shown, levels)._repr_html_())
+            if stepper.phase != "draft":
                 parts.append(_looks(rows))
-        elif not walk.text.blocks:
+        elif not stepper.text.blocks:
             parts.append('<p style="line-height:1.4">Nothing is said yet. Press “next”.</p>')
         with self._page.silent():
-            self.likely.options = [("–", None)] if walk.ended else self._offers()
+            self.likely.options = [("–", None)] if stepper.ended else self._offers()
             self.likely.value = self.likely.options[0][1]
-        self.next.disabled = self.force.disabled = walk.ended
-        self.back.disabled = walk.shown == 0 and walk.phase == "commit"
+        self.next.disabled = self.force.disabled = stepper.ended
+        self.back.disabled = stepper.shown == 0 and stepper.phase == "commit"
         return "".join(parts)
 
     @property
     def place(self) -> str:
-        """Where the walk stands, in words."""
-        walk = self.walk
-        end = f", the text has ended ({walk.text.finish})" if walk.ended else ""
-        return f"block {walk.shown + (walk.block is not None)}, {walk.phase}{end}"
+        """Where the run stands, in words."""
+        stepper = self.stepper
+        end = f", the text has ended ({stepper.text.finish})" if stepper.ended else ""
+        return f"block {stepper.shown + (stepper.block is not None)}, {stepper.phase}{end}"
 
     def _offers(self) -> list[tuple[str, int]]:
         """The target's likeliest tokens behind the text that is shown."""
-        law = self.walk.next_token_law()
+        law = self.stepper.next_token_law()
         best = law.topk(min(LIKELY, len(law)))
         return [
             (f"{visible(self._model.piece(i))}  ({p:.3f})", i)

@@ -12,31 +12,30 @@ from typing import Any
 import ipywidgets as w
 
 from specnb import views
-from specnb.decode import Decoding
+from specnb.decode import Decoding, Request
 from specnb.live.growth import Progress, Work, progress, stepped
 from specnb.live.lacks import NO_RATIO, lacks_of
-from specnb.live.methods import MethodControls
+from specnb.live.methods import OWN, Method, MethodControls, methods_for
 from specnb.live.page import (
     LABELLED,
     NARROW,
     WIDE,
     WRAPPED,
     Page,
-    Static,
     framed,
     line,
     named,
     show,
 )
 from specnb.live.pictures import PictureChooser
-from specnb.live.pointed import laws_at
+from specnb.live.pointed import draw_distributions
 from specnb.live.steps import StepControls
 from specnb.models import load_pair
 from specnb.models.base import Pair
 from specnb.record import Record, TokenRow
 from specnb.sampling import Sampling
-from specnb.studio import OWN, Method, Question, Studio, Walk, methods_for
-from specnb.views.look import by_block
+from specnb.session import Session, Stepper
+from specnb.views.style import by_block
 
 VIEWS = ("tokens", "figures", "time", "tree", "laws")
 MODES = ("whole text", "step by step", "compare")
@@ -56,7 +55,7 @@ class Workbench(w.VBox):
         shown: Sequence[str],
         mode: str,
     ):
-        self._studio, self.page = Studio(pair), Page()
+        self._session, self.page = Session(pair), Page()
         self._n_moves = self._cursor = 0
         self._decoding: Decoding | None = None
         self._record: Record | None = None
@@ -153,15 +152,15 @@ class Workbench(w.VBox):
     # ---- what is asked for
 
     @property
-    def question(self) -> Question:
+    def request(self) -> Request:
         """The prompt, its picture, and how tokens are drawn."""
         values = {name: control.value for name, control in self.drawing.items()}
-        return Question(
+        return Request(
             self.chooser.prompt.value,
             self.chooser.image,
             Sampling(values["temperature"], top_p=values["top_p"]),
-            values["seed"],
-            values["new_tokens"],
+            seed=values["seed"],
+            max_new_tokens=values["new_tokens"],
         )
 
     @property
@@ -185,7 +184,7 @@ class Workbench(w.VBox):
         self.work.stop()
         self.page.say("loading …")
         pair = load_pair(*(text.value for text in self.paths.values()))
-        self._studio = Studio(pair)
+        self._session = Session(pair)
         with self.page.silent():
             for controls in (self.a, self.b):
                 controls.offer(methods_for(pair))
@@ -194,7 +193,7 @@ class Workbench(w.VBox):
         self._refresh()
 
     def _say_lacks(self) -> None:
-        self.lacks.value = "".join(map(line, lacks_of(self._studio.pair)))
+        self.lacks.value = "".join(map(line, lacks_of(self._session.pair)))
         show(self.lacks, bool(self.lacks.value))
 
     # ---- what is shown
@@ -248,14 +247,15 @@ class Workbench(w.VBox):
         return self.views[name].layout.display != "none"
 
     def _stepwise(self) -> Iterator[Progress]:
-        question, method = self.question, self.a.value()
-        walk = Walk(lambda: self._studio.begin(question, method))
-        self.steps.begin(walk, self._studio.pair.target)
+        request, drafter = self.request, self.a.value().drafter()
+        stepper = Stepper(lambda: self._session.begin(request, drafter))
+        self.steps.begin(stepper, self._session.pair.target)
         self._show_step()
         yield from ()
 
     def _whole(self) -> Iterator[Progress]:
-        name, run = str(self.a.value()), self._studio.begin(self.question, self.a.value())
+        method = self.a.value()
+        name, run = str(method), self._session.begin(self.request, method.drafter())
 
         def show_grown() -> None:
             for view in ("tree", "laws"):  # else those of the run before would stand there
@@ -277,15 +277,16 @@ class Workbench(w.VBox):
             self._show("tokens", views.tokens(record, title=name))
         self._show_pointed()
         if self._is_on("figures") or self._is_on("time"):
-            yield from self._against_plain({name: record}, self.question)
+            yield from self._against_plain({name: record}, self.request)
 
     def _compared(self) -> Iterator[Progress]:
-        question = self.question
+        request = self.request
         names = [str(self.a.value()), str(self.b.value())]
         if names[0] == names[1]:
             names[1] += ", again"
-        runs = [self._studio.begin(question, controls.value()) for controls in (self.a, self.b)]
-        title = f"one prompt, seed {question.seed}"
+        drafters = [controls.value().drafter() for controls in (self.a, self.b)]
+        runs = [self._session.begin(request, drafter) for drafter in drafters]
+        title = f"one prompt, seed {request.seed}"
 
         def records() -> dict[str, Record]:
             return dict(zip(names, (run.record() for run in runs), strict=True))
@@ -298,16 +299,14 @@ class Workbench(w.VBox):
         yield from stepped(runs, show_grown)
         both = records()
         self._show("aligned", views.aligned(both, title=title))
-        yield from self._against_plain(both, question)
+        yield from self._against_plain(both, request)
 
-    def _against_plain(
-        self, records: Mapping[str, Record], question: Question
-    ) -> Iterator[Progress]:
-        """Figures and lanes beside those of the run without drafts."""
-        for run in self._studio.plain_in_steps(question):
+    def _against_plain(self, records: Mapping[str, Record], request: Request) -> Iterator[Progress]:
+        """Figures and timeline beside those of the run without drafts."""
+        for run in self._session.plain_in_steps(request):
             show_grown = partial(self._show_plain_grown, records, run)
             yield progress("plain decoding for comparison", [run], show_grown)
-        self._show_measured(records, self._studio.plain(question))
+        self._show_measured(records, self._session.plain(request))
 
     def _show_plain_grown(self, records: Mapping[str, Record], plain: Decoding) -> None:
         self._show_measured(records, plain.record(), so_far=True)
@@ -318,10 +317,10 @@ class Workbench(w.VBox):
         beside = {} if plain is None else {"plain decoding": plain}
         if self._is_on("figures"):
             figures = views.figures(records, plain)._repr_html_()
-            lacks = "" if self._studio.pair.draft else line(NO_RATIO)
+            lacks = "" if self._session.pair.draft else line(NO_RATIO)
             self._show("figures", figures + lacks, **more)
         if self._is_on("time"):
-            self._show("time", views.lanes({**records, **beside}), **more)
+            self._show("time", views.timeline({**records, **beside}), **more)
 
     def _show_step(self) -> None:
         self._show("step", self.steps.shown())
@@ -330,14 +329,14 @@ class Workbench(w.VBox):
     # ---- one token among all
 
     def _show_pointed(self) -> None:
-        """Tree and laws at the token that the cursor stands on."""
+        """Tree and distributions at the token that the cursor stands on."""
         row = self._rows_in_order()[self._cursor]
         assert self._record is not None and self._decoding is not None  # it has rows
         if self.toggles["tree"].value:
             self._show("tree", views.tree(self._record, row.block))
         if self.toggles["laws"].value:
             place = f"token {self._cursor + 1} of {len(self._record.tokens)}"
-            self._show("laws", laws_at(self._decoding, row, place))
+            self._show("laws", draw_distributions(self._decoding, row, place))
 
     def _rows_in_order(self) -> list[TokenRow]:
         assert self._record is not None  # what is pointed at was said
@@ -359,7 +358,7 @@ class Workbench(w.VBox):
 
     # ---- copies
 
-    def static(self) -> Static:
+    def static(self) -> views.Html:
         """What the panel shows, without controls: for saved and exported copies.
 
         A run under way is finished first.
@@ -368,7 +367,7 @@ class Workbench(w.VBox):
         shown = [view.value for view in self.views.values() if view.layout.display != "none"]
         seen = [] if self.page.error else shown  # else they would be those of the move before
         asked = html.escape(self.chooser.prompt.value).replace("\n", "<br>")
-        return Static(
+        return views.Html(
             f'<div class="snb-static"><div><b>{html.escape(self._words())}</b></div>'
             f"<div><b>Prompt:</b> {asked}</div>{self.lacks.value}{self.chooser.picture.value}"
             f"{self.page.alert.value}{''.join(seen)}</div>"

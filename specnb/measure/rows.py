@@ -29,7 +29,7 @@ from specnb.sampling import Sampling
 
 DRAFT_COST = 1 / 7  # of a target call: what a draft costs a 7B target whose drafter has 1B
 # What computes no figure: pictures, controls, and what only starts runs or measures them.
-NO_FIGURES = ("views", "live", "batch", "bench", "doctor.py", "checks.py", "cli.py", "lesson.py")
+NO_FIGURES = ("views", "live", "batch", "bench", "doctor.py", "checks.py", "cli.py", "lesson")
 
 
 class Row(NamedTuple):

@@ -1,33 +1,36 @@
-"""Pictures of a `Record`: `tokens`, `aligned`, `figures` (HTML), `tree`, `lanes`, `laws`, `trace`,
-`svg` (SVG), and plotly in `plots`.
+"""Pictures of a `Record`: `tokens`, `aligned`, `figures` (HTML), `tree`, `timeline`,
+`distributions`, `trace`, `svg` (SVG), and plotly in `plots`.
 
-`views.tokens`, `views.lanes` and others are the functions, not the modules of the same names.
+`views.tokens`, `views.timeline` and others are the functions, not the modules of the same names.
 plotly is loaded with the first use of `views.plots`, so that the strip alone costs nothing.
 """
 
 import importlib
 
+from specnb.views.canvas import Html, Picture
 from specnb.views.compare import aligned, figures
-from specnb.views.lanes import lanes
-from specnb.views.laws import laws
-from specnb.views.svg import Picture, svg
-from specnb.views.tokens import TokenStrip, tokens
+from specnb.views.distributions import distributions
+from specnb.views.svg import svg
+from specnb.views.timeline import timeline
+from specnb.views.tokens import tokens
 from specnb.views.trace import trace
 from specnb.views.trees import tree
 
 __all__ = [
+    "Html",
     "Picture",
-    "TokenStrip",
     "aligned",
+    "distributions",
     "figures",
-    "lanes",
-    "laws",
     "plots",
     "svg",
+    "timeline",
     "tokens",
     "trace",
     "tree",
 ]
+
+laws = distributions  # its name in copies of lesson 01 from before
 
 
 def __getattr__(name: str):

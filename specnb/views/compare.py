@@ -8,8 +8,9 @@ from itertools import zip_longest
 from typing import Any
 
 from specnb.record import Record, TokenRow
-from specnb.views.look import summary
-from specnb.views.tokens import REST, TokenStrip, style, token_cell
+from specnb.views.canvas import Html
+from specnb.views.style import summary
+from specnb.views.tokens import REST, style_sheet, token_cell
 
 _CSS = """
 .snb-aligned{max-height:26em;overflow:auto;padding:3px;display:flex;flex-wrap:wrap;gap:9px 3px}
@@ -25,7 +26,7 @@ _CSS = """
 """
 
 
-def aligned(records: Mapping[str, Record], *, title: str = "Side by side") -> TokenStrip:
+def aligned(records: Mapping[str, Record], *, title: str = "Side by side") -> Html:
     """The emitted tokens of every run, those at the same place of the text below each other.
 
     A thick bar stands where a target call begins, with its number. What was drafted in vain is
@@ -51,8 +52,8 @@ def aligned(records: Mapping[str, Record], *, title: str = "Side by side") -> To
             before[which] = row.block if row else None
         columns.append(f'<div class="snb-pairs">{cells}</div>')
     head = html.escape(title)
-    return TokenStrip(
-        f'<div class="snb-tokens" role="group" aria-label="{head}">{style(_CSS)}'
+    return Html(
+        f'<div class="snb-tokens" role="group" aria-label="{head}">{style_sheet(_CSS)}'
         f'<div class="snb-title">{head}</div>{lines}<div>{_where_they_part(records)}</div>'
         f'<div class="snb-aligned">{"".join(columns)}</div>{REST}</div>'
     )
@@ -80,11 +81,7 @@ def wasted(record: Record) -> int:
     return sum(row.verdict in ("rejected", "unexamined") for row in record.tokens)
 
 
-class Figures(TokenStrip):
-    """A finished table; a notebook shows it as a cell's last value."""
-
-
-def figures(records: Mapping[str, Record], plain: Record | None = None) -> Figures:
+def figures(records: Mapping[str, Record], plain: Record | None = None) -> Html:
     """The metrics of every run as a table, against plain decoding where that is given.
 
     "Times as fast" is plain decoding's time per token / the run's, without prefill, measured once.
@@ -102,8 +99,8 @@ def figures(records: Mapping[str, Record], plain: Record | None = None) -> Figur
         + "</tr>"
         for place, name in enumerate(_ROWS)
     )
-    return Figures(
-        f'<div class="snb-tokens" role="group" aria-label="figures">{style(_CSS)}'
+    return Html(
+        f'<div class="snb-tokens" role="group" aria-label="figures">{style_sheet(_CSS)}'
         f'<table class="snb-figures"><thead><tr><th scope="col">measured on this prompt</th>{head}'
         f"</tr></thead><tbody>{body}</tbody></table></div>"
     )

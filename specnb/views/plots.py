@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from specnb import theory
 from specnb.measure.stats import wilson
 from specnb.record import Record
-from specnb.views.house import bars_of, figure_of, line_of
+from specnb.views.theme import bars_of, figure_of, line_of
 
 Records = Record | Iterable[Record] | Mapping[str, Record | Iterable[Record]]
 
@@ -233,38 +233,22 @@ def measured(table: Any, x: str, y: str, by: str, title: str) -> go.Figure:
 
 
 def token_classes(table: Any) -> go.Figure:
-    """Acceptance rate of function words against seen words, per task.
+    """Acceptance rate of function words against seen words, per task, in bars side by side.
 
     `table` is a DataFrame or a list of dicts with `task`, `token_class` and `acceptance_rate`,
     and where known the ends `low` and `high` of an interval.
     """
-    figure = figure_of("Which words the drafter gets right", "task", "acceptance rate")
-    figure.update_yaxes(range=[0, 1.05])
-    return _bars(figure, table, "task", "token_class", "acceptance_rate")
-
-
-def speedups(table: Any) -> go.Figure:
-    """How many times as fast as the best plain decoding each method is, per task.
-
-    `table` is a DataFrame or a list of dicts with `task`, `method` and `ratio`, and where known
-    the ends `low` and `high` of an interval.
-    """
-    figure = figure_of("Times as fast as the best plain decoding", "", "speed-up")
-    figure.add_hline(y=1.0, line={"color": "#555555", "width": 1.5, "dash": "dot"})
-    figure.update_yaxes(rangemode="tozero")
-    return _bars(figure, table, "task", "method", "ratio")
-
-
-def _bars(figure: go.Figure, table: Any, group: str, name: str, height: str) -> go.Figure:
-    """One bar per row of the table, those of a group side by side, one colour per name."""
     rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
-    for index, kind in enumerate(dict.fromkeys(row[name] for row in rows)):
-        mine = [row for row in rows if row[name] == kind]
-        bars = bars_of(index, kind)
+    figure = figure_of("Which words the drafter gets right", "task", "acceptance rate")
+    for index, name in enumerate(dict.fromkeys(row["token_class"] for row in rows)):
+        mine = [row for row in rows if row["token_class"] == name]
+        rates = [row["acceptance_rate"] for row in mine]
+        bars = bars_of(index, name)
         if all("low" in row and "high" in row for row in mine):
             bars["error_y"] = {
-                "array": [row["high"] - row[height] for row in mine],
-                "arrayminus": [row[height] - row["low"] for row in mine],
+                "array": [row["high"] - rate for row, rate in zip(mine, rates, strict=True)],
+                "arrayminus": [rate - row["low"] for row, rate in zip(mine, rates, strict=True)],
             }
-        figure.add_bar(x=[row[group] for row in mine], y=[row[height] for row in mine], **bars)
+        figure.add_bar(x=[row["task"] for row in mine], y=rates, **bars)
+    figure.update_yaxes(range=[0, 1.05])
     return figure.update_layout(barmode="group")

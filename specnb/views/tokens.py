@@ -1,12 +1,11 @@
 """A run as a strip of tokens: static HTML from a `Record`, without script or network."""
 
 import html
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from specnb.record import EMITTED, Record, TokenRow
-from specnb.views.look import CARD, LOOKS, by_block, cut, number, summary, visible
+from specnb.views.canvas import Html
+from specnb.views.style import CARD, STYLES, by_block, cut, number, summary, visible
 
 # Dark themes of JupyterLab, Colab and VS Code. Not the system's preference: an exported page is
 # light whatever the reader's system prefers.
@@ -25,12 +24,7 @@ _CSS = """
 .snb-strip{max-height:26em;overflow:auto;padding:3px;display:flex;flex-wrap:wrap;gap:7px 8px}
 .snb-block{display:flex;flex-wrap:wrap;align-items:flex-end;gap:3px;max-width:100%;
  border:1px solid #8a8a8a;border-radius:5px;padding:3px}
-.snb-flow{gap:3px}.snb-flow .snb-block{display:contents}
 .snb-number{font-size:12px;align-self:center;padding:0 3px;font-weight:bold}
-.snb-flow .snb-number{display:none}
-.snb-column{display:flex;flex-direction:column;justify-content:space-between;gap:3px;
- align-self:stretch;align-items:center;font-size:13px}
-.snb-column>:last-child{margin-top:auto}
 .snb-t{display:inline-block;border:1px solid;border-radius:4px;padding:0 4px;cursor:default;
  max-width:100%;overflow-wrap:anywhere}
 .snb-double{border-width:3px;line-height:1.14}
@@ -56,16 +50,16 @@ s.snb-text{text-decoration:line-through}
 """
 
 
-def style(more: str = "") -> str:
+def style_sheet(more: str = "") -> str:
     """The style sheet of strips, with rules of a view of its own."""
     rules = [_CSS, more]
     for theme, scope in (("light", ""), ("dark", _DARK)):
         ink, ground, rim = CARD[theme]
         rules.append(f"{scope}.snb-tokens{{color:{ink};background:{ground};border-color:{rim}}}")
         rules.append(f"{scope}.snb-tokens .snb-tip{{color:{ink};background:{ground}}}")
-        for verdict, look in LOOKS.items():
-            ink, ground, rim = getattr(look, theme)
-            line = "" if scope else f";border-style:{look.line}"
+        for verdict, style in STYLES.items():
+            ink, ground, rim = getattr(style, theme)
+            line = "" if scope else f";border-style:{style.line}"
             rules.append(
                 f"{scope}.snb-tokens .snb-{verdict}"
                 f"{{color:{ink};background:{ground};border-color:{rim}{line}}}"
@@ -73,97 +67,61 @@ def style(more: str = "") -> str:
     return f"<style>{''.join(rules)}</style>".replace("\n", "")
 
 
-@dataclass(frozen=True)
-class TokenStrip:
-    """A finished strip; a notebook shows it as a cell's last value."""
+def tokens(record: Record, *, title: str | None = None) -> Html:
+    """The run as tokens with their verdicts, under `title`, as HTML.
 
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def to_file(self, path: str | Path) -> Path:
-        """Writes the strip as a page of its own and gives its path back."""
-        page = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Tokens</title>'
-        Path(path).write_text(f"{page}</head><body>{self.html}</body></html>", encoding="utf-8")
-        return Path(path)
-
-
-def tokens(
-    record: Record, *, title: str | None = None, blocks: bool = True, compare: bool = False
-) -> TokenStrip:
-    """The run as tokens with their verdicts; pointing at one, or tabbing to it, shows its laws.
-
-    `blocks=False` leaves out the frames around the blocks. `compare=True` writes each block in
-    two lines: above what was drafted, below what the target made of it, position by position.
+    Pointing at a token, or tabbing to it, shows what target and draft thought of it.
     """
     name = html.escape(title or "Decoding, token by token")
     seen = {row.verdict for row in record.tokens}
     legend = "".join(
-        f'<div><span class="snb-t snb-{verdict} snb-{look.line}">{look.sign} {verdict}</span> '
-        f"{look.meaning}</div>"
-        for verdict, look in LOOKS.items()
+        f'<div><span class="snb-t snb-{verdict} snb-{style.line}">{style.sign} {verdict}</span> '
+        f"{style.meaning}</div>"
+        for verdict, style in STYLES.items()
         if verdict in seen
     )
-    strip = "".join(_block(record, *block, compare) for block in by_block(record))
-    flow = "" if blocks else " snb-flow"
-    return TokenStrip(
-        f'<div class="snb-tokens" role="group" aria-label="{name}">{style()}'
+    strip = "".join(_block(record, *block) for block in by_block(record))
+    return Html(
+        f'<div class="snb-tokens" role="group" aria-label="{name}">{style_sheet()}'
         f'<div><span class="snb-title">{name}</span><span>{summary(record)}</span></div>'
         f'<div class="snb-legend">{legend}</div>'
-        f'<div class="snb-strip{flow}">{strip}</div>'
+        f'<div class="snb-strip">{strip}</div>'
         f"{REST}</div>"
     )
 
 
-def _block(record: Record, index: int, rows: list[TokenRow], compare: bool) -> str:
+def _block(record: Record, index: int, rows: list[TokenRow]) -> str:
     kept = sum(row.verdict == "accepted" for row in rows)
     emitted = sum(row.verdict in EMITTED for row in rows)
     drafted = sum(row.node >= 0 for row in rows)
     label = f"block {index + 1}: {drafted} drafted, {kept} accepted, {emitted} emitted"
     cells = "".join(token_cell(record, row) for row in rows)
-    if compare:
-        cells = '<div class="snb-column" aria-hidden="true"><span>draft</span><span>target</span>'
-        cells += "</div>"
-        for depth in sorted({row.depth for row in rows}):
-            here = [row for row in rows if row.depth == depth]
-            above = "".join(token_cell(record, row) for row in here if row.node >= 0)
-            below = "".join(token_cell(record, row) for row in here if row.node < 0)
-            below += "".join(
-                f'<span class="snb-t snb-accepted" aria-hidden="true">{_piece(row)}</span>'
-                for row in here
-                if row.verdict == "accepted"
-            )
-            cells += f'<div class="snb-column">{above}<div>{below or "&nbsp;"}</div></div>'
     return (
         f'<div class="snb-block" role="group" aria-label="{label}">'
         f'<span class="snb-number" title="{label}">{index + 1}</span>{cells}</div>'
     )
 
 
-def _piece(row: TokenRow) -> str:
-    tag = "s" if row.verdict == "rejected" else "span"
-    return f'<{tag} class="snb-text">{html.escape(cut(row.text))}</{tag}>'
-
-
 def token_cell(record: Record, row: TokenRow) -> str:
     """One token with its verdict and its panel."""
-    look = LOOKS[row.verdict]
+    style = STYLES[row.verdict]
     words = [f"“{visible(row.text)}” {row.verdict}", f"target {number(row.target_prob)}"]
     if row.draft_prob is not None:
         words.append(f"draft {number(row.draft_prob)}")
     if row.accept_prob is not None:
         words.append(f"accept probability {number(row.accept_prob)}")
+    tag = "s" if row.verdict == "rejected" else "span"
     return (
-        f'<div class="snb-t snb-{row.verdict} snb-{look.line}" role="img" tabindex="0" '
+        f'<div class="snb-t snb-{row.verdict} snb-{style.line}" role="img" tabindex="0" '
         f'aria-label="{html.escape(", ".join(words))}">'
-        f'<span class="snb-sign">{look.sign}</span>{_piece(row)}{_tip(record, row)}</div>'
+        f'<span class="snb-sign">{style.sign}</span>'
+        f'<{tag} class="snb-text">{html.escape(cut(row.text))}</{tag}>{_tip(record, row)}</div>'
     )
 
 
 def _tip(record: Record, row: TokenRow) -> str:
     """The panel of one token. `hidden` keeps it shut where a viewer strips the style sheet."""
-    look = LOOKS[row.verdict]
+    style = STYLES[row.verdict]
     facts = [
         ("target probability", row.target_prob),
         ("draft probability", row.draft_prob),
@@ -192,6 +150,6 @@ def _tip(record: Record, row: TokenRow) -> str:
     return (
         '<div class="snb-tip" hidden>'
         f'<bdi class="snb-text"><b>{html.escape(visible(row.text))}</b></bdi> '
-        f"{look.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
-        f'{look.meaning}{decided}<div class="snb-laws">{laws}</div></div>'
+        f"{style.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
+        f'{style.meaning}{decided}<div class="snb-laws">{laws}</div></div>'
     )

@@ -1,0 +1,10 @@
+"""What a lesson needs around its subject; its cells use `specnb.lesson` and `specnb.notebook`.
+
+The names here are for lessons that take any pair (pair.py). `specnb.notebook` has the others: the
+set-up (setup.py), parameters (config.py), prompts (prompts.py), what is shown (panel.py), what is
+kept (results.py), and the address of the project (address.py).
+"""
+
+from specnb.lesson.pair import chosen, drafter, items, methods, own, remarks, tune
+
+__all__ = ["chosen", "drafter", "items", "methods", "own", "remarks", "tune"]
