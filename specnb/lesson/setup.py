@@ -38,7 +38,7 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     plotly.io.renderers.default = renderer
     gpu = torch.cuda.is_available()
     fastest = machine.choice() if "auto" in (threads, dtype) and not gpu else None
-    automatic = fastest.threads if fastest else machine.cores()
+    automatic = fastest.threads_for(dtype) if fastest else machine.cores()
     torch.set_num_threads(automatic if threads == "auto" else int(threads))
     if gpu:
         machine.set_dtype(dtype, "cuda")

@@ -33,7 +33,15 @@ class Choice(NamedTuple):
     @property
     def plain(self) -> tuple[int, str]:
         """The (threads, dtype) whose single token takes least."""
-        return fastest({_key(name): times for name, times in self.ms.items()}, 0)
+        return fastest(self._times(), 0)
+
+    def threads_for(self, dtype: str) -> int:
+        """How many are fastest for speculative decoding in one format; "auto" is the fastest's."""
+        own = {key: times for key, times in self._times().items() if key[1] == dtype}
+        return fastest(own)[0] if own else self.threads
+
+    def _times(self) -> dict[tuple[int, str], list[float]]:
+        return {_key(name): times for name, times in self.ms.items()}
 
 
 _dtype = {"cpu": "float32", "gpu": "auto"}
@@ -70,8 +78,14 @@ def cores() -> int:
 
 
 def words(dtype: str) -> str:
-    """A number format of models on a CPU, as it is printed."""
-    return "fp16 weights with float32 activations" if dtype == "float16" else dtype
+    """What runs on this CPU where models are loaded in a number format, as it is printed."""
+    if dtype != "float16":
+        return dtype
+    from specnb.models.llama import has_halves
+
+    if has_halves():
+        return "fp16 weights with float32 activations"
+    return "float32 (no FBGEMM here for fp16 weights)"
 
 
 def choice(fresh: bool = False) -> Choice:

@@ -74,6 +74,22 @@ def test_plain_decoding_has_a_choice_of_its_own(ms, speculative, plain):
     assert machine.Choice(*json.loads(json.dumps(found))).plain == plain  # as it is remembered
 
 
+def test_who_names_a_format_gets_the_threads_that_are_best_for_it():
+    ms = {"1 float32": [9.0, 9.0], "2 float32": [5.0, 5.0], "1 float16": [2.0, 2.0]}
+    found = machine.Choice(1, "float16", ms)
+    assert [found.threads_for(kind) for kind in ("auto", "float32", "float16", "bfloat16")] == [
+        1, 2, 1, 1,
+    ]  # fmt: skip
+
+
+def test_words_for_fp16_say_what_runs(monkeypatch):
+    monkeypatch.setattr(llama, "has_halves", lambda: True)
+    assert machine.words("float16") == "fp16 weights with float32 activations"
+    monkeypatch.setattr(llama, "has_halves", lambda: False)
+    assert machine.words("float16") == "float32 (no FBGEMM here for fp16 weights)"
+    assert machine.words("bfloat16") == "bfloat16"
+
+
 def test_a_calibration_of_this_machine():
     torch.set_num_threads(2)
     found = machine.calibrate(2)
