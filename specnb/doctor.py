@@ -79,7 +79,10 @@ def machine() -> Iterator[str]:
     found = calibration.choice(fresh=True)
     for key, (one, block) in found.ms.items():
         yield f"threads and format {key}: one token {one:.2f} ms, six tokens {block:.2f} ms"
-    yield f"fastest: {found.dtype}, {found.threads} thread{'s' if found.threads > 1 else ''}"
+    ways = {"speculative": (found.threads, found.dtype), "plain": found.plain}
+    for way, (threads, dtype) in ways.items():
+        words = f"{calibration.words(dtype)}, {threads} thread{'s' if threads > 1 else ''}"
+        yield f"fastest for {way} decoding: {words}"
 
 
 def hashes(data: Path = DATA) -> Iterator[str]:
@@ -117,7 +120,7 @@ def decoding() -> Iterator[str]:
     """The embedded pair decodes greedily what its target alone decodes, token for token."""
     import specnb as sn
 
-    pair = sn.load_pair(dtype="float32")  # rounding to bfloat16 may turn a near tie
+    pair = sn.load_pair(dtype="float32")  # rounding may turn a near tie
     picture = sn.scenes.examples("caption", 1, seed=0)[0].image
     prompt, limit = "Describe the picture.", 48
     start_s = time.perf_counter()

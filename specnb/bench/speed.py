@@ -33,7 +33,7 @@ from specnb.scenes import TASKS, examples
 TOKENS = 64
 TEMPERATURES = (0.0, 1.0)
 GAMMAS = range(1, 9)
-FORMATS = ("float32", "bfloat16")
+FORMATS = ("float32", "bfloat16")  # of transformers; ours may have fp16 weights, too
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 TREES = {
     0.0: (sn.TopKTree((2, 1, 1, 1)), sn.TopKTree((2, 1, 1, 1, 1)), sn.TopKTree((2, 2, 1, 1))),
@@ -249,7 +249,8 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
 def _measure(target: str, draft: str, n: int, threads: tuple[int, ...]) -> dict:
     folder = draft or str(EMBEDDED / "drafter")
     helper: Any = sn.load_model(folder, dtype="float32")
-    loaded = {kind: sn.load_pair(target, draft, dtype=kind) for kind in FORMATS}
+    ours = (*FORMATS, "float16") if llama.has_halves() else FORMATS
+    loaded = {kind: sn.load_pair(target, draft, dtype=kind) for kind in ours}
     pairs = {
         kind: sn.Pair(pair.target, helper.beside(pair.target)) for kind, pair in loaded.items()
     }
@@ -276,7 +277,7 @@ def _measure(target: str, draft: str, n: int, threads: tuple[int, ...]) -> dict:
         return chosen
 
     plains = {"float32": pairs["float32"].target, "float32 transposed": transposed}
-    plains["bfloat16"] = pairs["bfloat16"].target
+    plains |= {kind: pair.target for kind, pair in pairs.items()}
     kinds = {(kind, t): plain(model, t) for kind, model in plains.items() for t in threads}
     plain_kind, plain_threads = best("plain", kinds)
     chains = {

@@ -38,7 +38,7 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     plotly.io.renderers.default = renderer
     gpu = torch.cuda.is_available()
     fastest = machine.choice() if "auto" in (threads, dtype) and not gpu else None
-    automatic = fastest.threads if fastest else machine.cores()
+    automatic = fastest.threads_for(dtype) if fastest else machine.cores()
     torch.set_num_threads(automatic if threads == "auto" else int(threads))
     if gpu:
         machine.set_dtype(dtype, "cuda")
@@ -48,7 +48,7 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
     versions |= {name: _version(name) for name in ("torch", "transformers")}
     n = torch.get_num_threads()
     words = [" ".join(pair) for pair in versions.items()]
-    kind = machine.dtype("cuda") if gpu else machine.dtype()
+    kind = machine.dtype("cuda") if gpu else machine.words(machine.dtype())
     kind = "as saved" if kind == "auto" else kind
     words += [f"device {'cuda' if gpu else 'cpu'}, {kind}"]
     print(" · ".join([*words, f"{n} thread{'s' if n > 1 else ''}"]))

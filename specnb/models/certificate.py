@@ -124,6 +124,8 @@ class Check:
             print(f"checking {self.folder}, about {seconds} s, once", file=sys.stderr, flush=True)
         ids, extras = _prompt(model)
         kind = str(model.dtype).removeprefix("torch.")
+        if model.activations != model.dtype:
+            kind += f" beside {str(model.activations).removeprefix('torch.')}"
         try:
             reference = Reference(model.module, model.plan)
             bound = _bound(model, reference, ids, extras)
@@ -273,8 +275,9 @@ def _templated(model: Any, picture: Any) -> list[int] | None:
 @torch.inference_mode()
 def _bound(model: Any, reference: Reference, ids: list[int], extras: Extras) -> float:
     """What rounding may do: one row behind a cache of transformers' own, against many rows."""
-    precise = model.dtype in (torch.float32, torch.float64)
-    floor = STRICT if precise else COARSE * torch.finfo(model.dtype).eps
+    kind = model.activations
+    precise = kind in (torch.float32, torch.float64)
+    floor = STRICT if precise else COARSE * torch.finfo(kind).eps
     if len(ids) < 2 or model.plan.whole_prompt:
         return floor
     module, inputs = reference.module, reference.inputs(ids[:-1], len(ids) - 1, extras)

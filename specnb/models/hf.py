@@ -16,7 +16,7 @@ from torch import Tensor
 from specnb import smollm2
 from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
-from specnb.models.llama import Llama, LlamaContext, why_not
+from specnb.models.llama import MOST_HALF, Llama, LlamaContext, largest, no_halves, why_not
 from specnb.models.pictures import as_pictures
 from specnb.paths import DATA, need_share, to_install
 
@@ -106,8 +106,9 @@ def load_model(
     device = _device(device, device_map)
     kind = machine.dtype(device) if dtype == "auto" else dtype
     folder = folders.check_folder(smollm2.named(folder))
+    settings = (runtime, device_map, quantization, certify)
     with _quiet() as transformers:
-        return _load(transformers, folder, device, kind, runtime, device_map, quantization, certify)
+        return _load(transformers, folder, device, kind, dtype == "auto", *settings)
 
 
 def _is_small(folder: str) -> bool:
@@ -142,7 +143,7 @@ def _has_bfloat16() -> bool:
 
 
 def _load(
-    transformers, folder, device, kind, runtime, device_map, quantization, certify
+    transformers, folder, device, kind, automatic, runtime, device_map, quantization, certify
 ) -> HFModel:
     local = Path(folder).is_dir()
     common = {"trust_remote_code": False, "local_files_only": local}
@@ -154,23 +155,55 @@ def _load(
     placed = _placement(transformers, device, device_map, quantization)
     plan = gate.judge(config, folder)
     tokenizer, processor = _speakers(transformers, folder, plan, common)
+    halves, obstacle = False, ""
+    if kind == "float16" and device == "cpu" and not placed:
+        # Beside float32 activations, wherever that can be; else as transformers does it, unless
+        # nobody asked for it: all of it in float16 is slow on a CPU.
+        obstacle = "asked for" if runtime != "auto" else no_halves(_skeleton(transformers, config))
+        halves = not obstacle
+        if halves or automatic:
+            kind = "float32"
 
-    def wrap(module, plan: gate.Plan, runtime: str = runtime) -> HFModel:
-        return HFModel(module, tokenizer, folder, processor, runtime, plan)
+    def wrap(module, plan: gate.Plan, runtime: str = runtime, halves: bool = False) -> HFModel:
+        return HFModel(module, tokenizer, folder, processor, runtime, plan, halves)
 
     embedded = Path(folder).resolve().is_relative_to(EMBEDDED)
-    check = certificate.Check(folder, config, plan, wrap, (kind, str(placed), runtime, device))
+    settings = (f"{kind}{' halves' * halves}", str(placed), runtime, device)
+    check = certificate.Check(folder, config, plan, wrap, settings)
     if certify and not embedded:
         check.structure()
     module = _weights(transformers, folder, plan, {"dtype": kind, **placed, **common})
     if not placed:
         module = module.to(device)
-    model = wrap(module.eval(), plan)
+    if halves and (reach := largest(module)) > MOST_HALF:
+        obstacle = f"weights up to {reach:.3g} do not fit in fp16"
+        if not automatic:
+            raise ValueError(
+                f"model {folder!r}: {obstacle}, which ends at {MOST_HALF:.0f}; load it with "
+                "dtype='float32' or 'bfloat16'"
+            )
+        halves = False
+    model = wrap(module.eval(), plan, halves=halves)
+    if obstacle and not automatic:
+        model.runtime = f"transformers runtime ({obstacle})"
+    elif obstacle and f"({obstacle})" not in model.runtime:
+        model.runtime += f", float32 for fp16 ({obstacle})"
     if embedded:
         model.certificate = "embedded"
     elif certify:
         model.certificate = check.weights(model)
     return model
+
+
+def _skeleton(transformers, config):
+    """A module of this config without memory for its weights."""
+    auto = (
+        transformers.AutoModelForImageTextToText
+        if hasattr(config, "vision_config")
+        else transformers.AutoModelForCausalLM
+    )
+    with torch.device("meta"):
+        return auto.from_config(copy.deepcopy(config), dtype=torch.float32)
 
 
 def _config(transformers, folder: str, common: dict):
@@ -350,6 +383,8 @@ class HFModel:
     logits are cut or filled with -inf to the target's width. Ids to which the tokenizer has no
     word are never said; transformers' `generate` may say them, so "equal to `generate`" means: of
     a model that does not. `certificate` says how it was checked (see `specnb.models.certificate`).
+    `dtype` is the number format of the weights, `activations` that of all else: with `halves` the
+    weights are in fp16, and `module` is the same function, in float32 throughout.
     """
 
     def __init__(
@@ -360,6 +395,7 @@ class HFModel:
         processor=None,
         runtime: str = "auto",
         plan: gate.Plan | None = None,
+        halves: bool = False,
     ):
         self.module, self.tokenizer, self.path, self.processor = module, tokenizer, path, processor
         self.plan = plan or gate.judge(module.config, path)
@@ -368,7 +404,8 @@ class HFModel:
         self.only_chains = self.plan.only_chains
         self.own_vocab_size = self.vocab_size = module.get_output_embeddings().weight.shape[0]
         self.max_positions = self.plan.max_positions
-        self.device, self.dtype = module.device, module.dtype
+        self.device, self.activations = module.device, module.dtype
+        self.dtype = torch.float16 if halves else module.dtype
         self.eos_ids = _eos_ids(module, tokenizer)
         self.image_token_id = getattr(module.config, "image_token_id", None)
         self.n_parameters = _language_parameters(module, self.sees_images)
@@ -379,7 +416,9 @@ class HFModel:
         self._allow(torch.tensor([index in known for index in range(self.own_vocab_size)]))
         reason = "asked for" if runtime == "transformers" else why_not(module)
         self.runtime = f"transformers runtime ({reason})" if reason else "lean runtime"
-        self.llama = None if reason else Llama.of(module)
+        if halves:
+            self.runtime += ", fp16 weights with float32 activations"
+        self.llama = None if reason else Llama.of(module, halves)
 
     @property
     def not_followed(self) -> list[str]:

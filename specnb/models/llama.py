@@ -3,11 +3,15 @@
 The same function as transformers' modules with less around it: fused projections, norms folded
 into the weights behind them, rotary tables, a preallocated cache whose path is kept in place.
 On a CPU keys, values and scores are float32 whatever the weights are: six times as fast there.
+Weights may be kept in fp16 beside float32 activations, which on CPUs without bfloat16 instructions
+is the fastest: a forward pass reads half as much, and nothing is rounded but the weights.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache as remembered
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +27,9 @@ if TYPE_CHECKING:
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the text's length
 MOST_PACKED = 2**28  # parameters; packed weights are a second copy
 LEAST_PACKED = 2**17  # numbers in a matrix; for small ones the call costs more than it saves
+LEAST_SPLIT = 2**22  # numbers in an fp16 matrix; for smaller ones two threads cost what they save
 GROWTH = 256  # slots by which a cache grows
+MOST_HALF = 65504.0  # the largest number in fp16
 
 
 def why_not(module) -> str:
@@ -51,6 +57,46 @@ def why_not(module) -> str:
     return ""
 
 
+def no_halves(module) -> str:
+    """What keeps a module's weights from fp16 beside float32 activations; empty where nothing does.
+
+    The module may be on torch's meta device; `largest` needs its weights.
+    """
+    if reason := why_not(module):
+        return reason
+    if not has_halves():
+        return "no FBGEMM here for fp16 weights"
+    size = sum(parameter.numel() for parameter in module.get_decoder().parameters())
+    if size > 2 * MOST_PACKED:  # in fp16 they take as much memory as MOST_PACKED in float32
+        return f"more than {2 * MOST_PACKED / 1e6:.0f} M parameters"
+    return ""
+
+
+@torch.no_grad()
+def largest(module) -> float:
+    """The largest number that `Llama.of` with `halves` would have to write in fp16."""
+
+    def reach(linears, gain: Tensor | float = 1.0) -> float:
+        """Over the matrices of linears, with the gain of the norm before them folded in."""
+        columns = [torch.linalg.vector_norm(x.weight, torch.inf, dim=0).float() for x in linears]
+        return max(float((column * gain).max()) for column in columns)
+
+    text = module.get_decoder()
+    found = [reach((text.embed_tokens, module.lm_head))]
+    for block in text.layers:
+        a, m = block.self_attn, block.mlp
+        found += [reach((a.o_proj,)), reach((m.down_proj,))]
+        found.append(
+            reach((a.q_proj, a.k_proj, a.v_proj), _whole_gain(block.input_layernorm.weight).abs())
+        )
+        found.append(
+            reach(
+                (m.gate_proj, m.up_proj), _whole_gain(block.post_attention_layernorm.weight).abs()
+            )
+        )
+    return max(found)
+
+
 class Shape(NamedTuple):
     """What the weights' shapes do not say."""
 
@@ -73,14 +119,28 @@ class Llama:
     """Weights, fused and folded once, and the forward pass; shared by all contexts.
 
     `layers` holds (qkv, out, gate and up, down) matrices, [out, in] each; `inv_freq` are the
-    rotary frequencies. The gains of the norms, times the root of the width, are in the matrices.
+    rotary frequencies. The gains of the norms, times the root of the width, are in the matrices;
+    `gain` is that of the last norm where it is not in the head. With `halves` the matrices, which
+    are float32, are kept in fp16, and all else is float32.
     """
 
-    def __init__(self, shape: Shape, embedding, layers, head, inv_freq, rope_scale: float = 1.0):
-        self.shape, self.embedding = shape, embedding
+    def __init__(
+        self,
+        shape: Shape,
+        embedding,
+        layers,
+        head,
+        inv_freq,
+        rope_scale: float = 1.0,
+        gain: Tensor | None = None,
+        halves: bool = False,
+    ):
+        self.shape, self.embedding, self.gain = shape, embedding, gain
         self.inv_freq, self.rope_scale = inv_freq.float(), rope_scale
         size = sum(weight.numel() for layer in layers for weight in layer) + head.numel()
-        kernel = partial(_kernel, packed=size <= MOST_PACKED)
+        kernel: Callable[[Tensor], Callable[[Tensor], Tensor]] = _half_kernel
+        if not halves:
+            kernel = partial(_kernel, packed=size <= MOST_PACKED)
         self.layers = [Layer(*map(kernel, layer)) for layer in layers]
         self.head = kernel(head)
         kind, device = embedding.dtype, embedding.device
@@ -91,16 +151,20 @@ class Llama:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, module) -> Llama:
-        """The language model of a transformers module, which goes on with the same memory."""
+    def of(cls, module, halves: bool = False) -> Llama:
+        """The language model of a transformers module, which goes on with the same memory.
+
+        With `halves` the module's matrices are rounded to fp16, too: it stays the same function, in
+        float32 throughout. None may reach beyond fp16 (see `largest`).
+        """
         text = getattr(module.model, "language_model", module.model)
         config, rotary = text.config, text.rotary_emb
         layers = [
             (
-                _fold((a.q_proj, a.k_proj, a.v_proj), block.input_layernorm.weight),
-                a.o_proj.weight,
-                _fold((m.gate_proj, m.up_proj), block.post_attention_layernorm.weight),
-                m.down_proj.weight,
+                _fold((a.q_proj, a.k_proj, a.v_proj), block.input_layernorm.weight, halves),
+                _rounded(a.o_proj.weight, halves),
+                _fold((m.gate_proj, m.up_proj), block.post_attention_layernorm.weight, halves),
+                _rounded(m.down_proj.weight, halves),
             )
             for block in text.layers
             for a, m in ((block.self_attn, block.mlp),)
@@ -111,10 +175,21 @@ class Llama:
             config.head_dim,
             config.rms_norm_eps,
         )
-        # The head may be the embedding table, so it alone is folded in a copy.
-        head = _scaled(module.lm_head.weight, _whole_gain(text.norm.weight))
-        table = text.embed_tokens.weight
-        return cls(shape, table, layers, head, rotary.inv_freq, rotary.attention_scaling)
+        table, gain = _rounded(text.embed_tokens.weight, halves), _whole_gain(text.norm.weight)
+        # The head may be the embedding table, so it is folded in a copy; a rounded copy would be
+        # another function than the module's, so in fp16 it is not folded.
+        head = module.lm_head.weight
+        head = _rounded(head, halves) if halves else _scaled(head, gain)
+        return cls(
+            shape,
+            table,
+            layers,
+            head,
+            rotary.inv_freq,
+            rotary.attention_scaling,
+            gain if halves else None,
+            halves,
+        )
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """[n, width]"""
@@ -160,28 +235,34 @@ class Llama:
         cos, sin = self.rotations(positions)
         causal = mask is None and length == 0 and n > 1
         if mask is None and length > 0 and n > 1:
-            hidden = torch.ones(n, end, dtype=torch.bool, device=x.device).triu_(length + 1)
-            mask = torch.zeros(n, end, dtype=cache.dtype, device=x.device)
-            mask.masked_fill_(hidden, -torch.inf)
-        for (qkv, out, gate_up, down), slots in zip(self.layers, cache, strict=True):
+            mask = torch.full((n, end), -torch.inf, dtype=cache.dtype, device=x.device)
+            mask.triu_(length + 1)
+        # Views of all layers at once: for a few rows indexing costs as much as arithmetic.
+        new_keys, new_values = (slots.unbind() for slots in cache[:, :, :, length:end].unbind(1))
+        keys, values = (slots[:, None].unbind() for slots in cache[:, :, :, :end].unbind(1))
+        for i, (qkv, out, gate_up, down) in enumerate(self.layers):
             h = qkv(self.norm(x)).view(n, n_heads + 2 * n_kv, dim)
-            turned = h[:, : n_heads + n_kv]
+            turned, value = h.split_with_sizes((n_heads + n_kv, n_kv), 1)
             turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin).transpose(0, 1)
-            slots[0, :, length:end] = turned[n_heads:]
-            slots[1, :, length:end] = h[:, n_heads + n_kv :].transpose(0, 1)
+            new_keys[i].copy_(turned[n_heads:])
+            new_values[i].copy_(value.transpose(0, 1))
             h = F.scaled_dot_product_attention(
                 turned[None, :n_heads].to(cache.dtype),
-                slots[None, 0, :, :end],
-                slots[None, 1, :, :end],
+                keys[i],
+                values[i],
                 attn_mask=mask,
                 is_causal=causal,
                 enable_gqa=n_kv != n_heads,
             )
-            x = x + out(h[0].transpose(0, 1).reshape(n, n_heads * dim).to(x.dtype))
+            # What a matrix gives is nobody else's, so it may be written to.
+            x = out(h[0].transpose(0, 1).reshape(n, n_heads * dim).to(x.dtype)).add_(x)
             gate, up = gate_up(self.norm(x)).chunk(2, -1)
-            x = x + down(F.silu(gate) * up)
+            x = down(F.silu(gate).mul_(up)).add_(x)
         n_logits = n if n_logits is None else n_logits
-        return self.head(self.norm(x[n - n_logits :])) if n_logits else x[:0]
+        if not n_logits:
+            return x[:0]
+        x = self.norm(x[n - n_logits :])
+        return self.head(x if self.gain is None else x * self.gain)
 
     def norm(self, x: Tensor) -> Tensor:
         """x / sqrt(mean(x^2) + eps) / sqrt(width), in half the kernels of `F.rms_norm`."""
@@ -246,12 +327,18 @@ def _whole_gain(gain: Tensor) -> Tensor:
     return gain.float() * len(gain) ** 0.5
 
 
-def _fold(linears, gain: Tensor) -> Tensor:
+def _rounded(weight: Tensor, halves: bool) -> Tensor:
+    """The same memory, with numbers that fp16 has."""
+    return weight.copy_(weight.half()) if halves else weight
+
+
+def _fold(linears, gain: Tensor, halves: bool) -> Tensor:
     """The linears' weights in one matrix, with the gain of the norm before them multiplied in.
 
     The module keeps working: its weights become views of this matrix, its gain cancels the root.
     """
     weight = _scaled(torch.cat([linear.weight for linear in linears]), _whole_gain(gain))
+    weight = _rounded(weight, halves)
     parts = weight.split([linear.out_features for linear in linears])
     for linear, part in zip(linears, parts, strict=True):
         linear.weight.data = part
@@ -266,6 +353,60 @@ def packs(dtype: torch.dtype) -> bool:
     ):
         return False
     return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@remembered
+def has_halves() -> bool:
+    """Whether torch's FBGEMM is here and right: fp16 weights times float32 activations, on x86."""
+    weight, x = torch.eye(4, 8), torch.arange(16.0).view(2, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `HalfLinear`'s functions say once that they are old
+        try:
+            return all(torch.equal(kind(weight)(x), x[:, :4]) for kind in (HalfLinear, SplitHalf))
+        except (AttributeError, RuntimeError):  # another processor, or a torch without them
+            return False
+
+
+def _half_kernel(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T, x in float32 [n, in], W [out, in] kept in fp16; sums are in float32."""
+    if not has_halves():  # which also hears the warnings, so that nobody else does
+        raise RuntimeError("torch has no FBGEMM here for fp16 weights: load float32")
+    return (HalfLinear if weight.numel() < LEAST_SPLIT else SplitHalf)(weight)
+
+
+class SplitHalf:
+    """By FBGEMM on all of torch's threads, each of which has some of x's rows.
+
+    2048 x 2048 takes 540 microseconds for 6 rows with one thread and 320 with two.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach(), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        return product
+
+
+class HalfLinear:
+    """By FBGEMM on one thread, in functions that torch calls deprecated.
+
+    What it has in their place, as in `SplitHalf`, takes 10-15 microseconds more, and most matrices
+    here take 10 to 80. Two threads of Python's with half of W each take 35 more than one with all.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.packed = torch.fbgemm_pack_gemm_matrix_fp16(weight.detach())
+        self.bias = torch.zeros(len(weight))  # there is no leaving it out
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.packed, self.bias)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HalfLinear:
+        return self  # nobody writes to it, and a copy of `packed` would be a handle to nothing
+
+    def __reduce__(self):
+        raise TypeError("packed fp16 weights cannot be pickled: load the model again instead")
 
 
 def _kernel(weight: Tensor, packed: bool) -> Callable[[Tensor], Tensor]:

@@ -15,16 +15,33 @@ from typing import NamedTuple
 GAMMA = 5  # a block of this many drafts is what the choice is made for
 ROUNDS = 10
 SECONDS = 1.0  # a machine that is busy or slow gets fewer rounds
-GAIN = 0.95  # bfloat16 and a second thread must save at least 5 %
+GAIN = 0.95  # another format and a second thread must save at least 5 %
+VERSION = 2  # of what is measured; what an older one has left in the user's cache is not read
 SHAPE = {"layers": 8, "width": 384, "heads": 6, "mlp": 1024, "vocab": 1000}  # as the embedded one
 
 
 class Choice(NamedTuple):
-    """What runs fastest here: `ms` maps "threads dtype" to [one token, GAMMA + 1 tokens]."""
+    """What runs fastest here: `ms` maps "threads dtype" to [one token, GAMMA + 1 tokens].
+
+    `threads` and `dtype` are those of speculative decoding, `plain` those of plain decoding.
+    """
 
     threads: int
     dtype: str
     ms: dict[str, list[float]]
+
+    @property
+    def plain(self) -> tuple[int, str]:
+        """The (threads, dtype) whose single token takes least."""
+        return fastest(self._times(), 0)
+
+    def threads_for(self, dtype: str) -> int:
+        """How many are fastest for speculative decoding in one format; "auto" is the fastest's."""
+        own = {key: times for key, times in self._times().items() if key[1] == dtype}
+        return fastest(own)[0] if own else self.threads
+
+    def _times(self) -> dict[tuple[int, str], list[float]]:
+        return {_key(name): times for name, times in self.ms.items()}
 
 
 _dtype = {"cpu": "float32", "gpu": "auto"}
@@ -60,6 +77,17 @@ def cores() -> int:
     return max(1, found)
 
 
+def words(dtype: str) -> str:
+    """What runs on this CPU where models are loaded in a number format, as it is printed."""
+    if dtype != "float16":
+        return dtype
+    from specnb.models.llama import has_halves
+
+    if has_halves():
+        return "fp16 weights with float32 activations"
+    return "float32 (no FBGEMM here for fp16 weights)"
+
+
 def choice(fresh: bool = False) -> Choice:
     """The calibration of this machine, from the user's cache where it has been made before.
 
@@ -70,6 +98,7 @@ def choice(fresh: bool = False) -> Choice:
 
     most = cores()
     name = f"{platform.processor() or platform.machine()} {_cpu()} torch {torch.__version__} {most}"
+    name += f" v{VERSION}"
     path = Path(platformdirs.user_cache_dir("specnb")) / "machine.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -92,17 +121,18 @@ def calibrate(most_threads: int) -> Choice:
     """Times one token and a block in each format, with one thread and with two; under 2 seconds.
 
     A model of the embedded target's shape with random weights runs on the lean runtime. Interleaved
-    medians; the first candidate, one thread with float32, wins ties.
+    medians; the first candidate, one thread with float32, wins ties. bfloat16 takes part also where
+    its instructions are missing: a block is slow then, but a single token reads half as much.
     """
     import torch
 
-    from specnb.models.llama import packs
+    from specnb.models.llama import has_halves
 
     before = torch.get_num_threads()
-    formats = ["float32"]
-    if packs(torch.bfloat16):  # else it is emulated, and never faster
-        formats.append("bfloat16")
-    runs = {name: _random_model(getattr(torch, name)) for name in formats}
+    formats = ["float32", "bfloat16"]
+    if has_halves():
+        formats.append("float16")
+    runs = {name: _random_model(name) for name in formats}
     keys = [(n, name) for n in sorted({1, min(2, most_threads)}) for name in formats]
     times: dict[tuple, list] = {(*key, size): [] for key in keys for size in (1, GAMMA + 1)}
     end = time.perf_counter() + SECONDS
@@ -126,20 +156,30 @@ def calibrate(most_threads: int) -> Choice:
     return Choice(*fastest(ms), {f"{n} {name}": values for (n, name), values in ms.items()})
 
 
-def fastest(ms: dict[tuple[int, str], list[float]]) -> tuple[int, str]:
-    """The (threads, dtype) whose block takes least; a later one must be clearly faster."""
+def fastest(ms: dict[tuple[int, str], list[float]], size: int = 1) -> tuple[int, str]:
+    """The (threads, dtype) whose block takes least, or with `size` 0 whose single token does.
+
+    A later one must be clearly faster.
+    """
     best = next(iter(ms))
     for key in ms:
-        if ms[key][1] < GAIN * ms[best][1]:
+        if ms[key][size] < GAIN * ms[best][size]:
             best = key
     return best
 
 
-def _random_model(kind) -> Callable[[int], object]:
+def _key(name: str) -> tuple[int, str]:
+    threads, _, dtype = name.partition(" ")
+    return int(threads), dtype
+
+
+def _random_model(name: str) -> Callable[[int], object]:
     import torch
 
     from specnb.models.llama import Llama, Shape
 
+    halves = name == "float16"
+    kind = torch.float32 if halves else getattr(torch, name)
     width, heads, mlp = SHAPE["width"], SHAPE["heads"], SHAPE["mlp"]
     dim = width // heads
     generator = torch.Generator().manual_seed(0)
@@ -151,7 +191,8 @@ def _random_model(kind) -> Callable[[int], object]:
     layers = [tuple(weight(*size) for size in sizes) for _ in range(SHAPE["layers"])]
     table = weight(SHAPE["vocab"], width)
     inv_freq = 1e4 ** -(torch.arange(0, dim, 2) / dim)
-    llama = Llama(Shape(heads, heads, dim, 1e-6), table, layers, table, inv_freq)
+    shape = Shape(heads, heads, dim, 1e-6)
+    llama = Llama(shape, table, layers, table, inv_freq, halves=halves)
     cache, length = llama.empty_cache(160).zero_(), 128
 
     def run(size: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -214,8 +215,8 @@ def test_weights_that_are_run_otherwise_than_they_are_are_caught(made, monkeypat
     monkeypatch.setattr(certificate.Check, "structure", lambda self: None)
     of = llama.Llama.of
 
-    def other(module):
-        found = of(module)
+    def other(module, halves):
+        found = of(module, halves)
         found.head = lambda x, head=found.head: 1.01 * head(x)
         return found
 
@@ -233,6 +234,24 @@ def test_coarser_numbers_are_checked_by_what_they_may_round(made, dtype, monkeyp
     monkeypatch.setattr(certificate, "_remembered", dict)
     with pytest.raises(ValueError, match=f"weights in {dtype}"):
         sn.load_model(made["gemma2"], "cpu", dtype)
+
+
+@pytest.mark.skipif(not llama.has_halves(), reason="no FBGEMM")
+def test_fp16_weights_are_held_against_the_same_weights_in_float32(made, monkeypatch):
+    """To a ten-thousandth of the largest logit; the weights before they were rounded are others."""
+    found = sn.load_model(made["llama"], "cpu", "float16")
+    assert found.certificate.startswith("checked in float16 beside float32 (largest difference ")
+    assert float(found.certificate.split()[7]) < certificate.STRICT
+    monkeypatch.setattr(certificate, "_remembered", dict)
+    of = llama.Llama.of
+
+    def of_a_copy(module, halves):  # the module's own weights stay as they were saved
+        return of(copy.deepcopy(module), halves)
+
+    monkeypatch.setattr(llama.Llama, "of", of_a_copy)
+    load(made["llama"])
+    with pytest.raises(ValueError, match="its weights in float16 beside float32 are not decoded"):
+        sn.load_model(made["llama"], "cpu", "float16")
 
 
 # --------------------------------------------------------------------------------------- miniatures

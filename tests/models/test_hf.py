@@ -161,9 +161,12 @@ def test_the_image_is_encoded_once_and_hidden_from_the_drafter(pairs, name, monk
     assert raw.length > 576
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_one_greedy_text_or_a_tie(folders, dtype):
-    """What a notebook says of two texts; a tie is one only where the numbers are that coarse."""
+    """What a notebook says of two texts; a tie is one only where the numbers are that coarse.
+
+    With fp16 weights beside float32 activations they are not.
+    """
     model = sn.load_model(folders["llama"], "cpu", dtype)
     run = sn.autoregressive(model, PROMPT, max_new_tokens=8)
     assert sn.exact.same_greedy(model, PROMPT, None, run, run) == "equal"
@@ -183,14 +186,14 @@ def test_one_greedy_text_or_a_tie(folders, dtype):
         def forward(self, *args):
             scores = super().forward(*args)
             root = scores.root.clone()
-            root[second] = root.max() * (1 - 2**-9)
+            root[second] = root.max() * (1 - 2**-10)
             return scores._replace(root=root)
 
     context.__class__ = Coarse
     ids[5] = second
     near = dataclasses.replace(run, token_ids=tuple(ids))
     model.open = lambda *args: _rewound(context, run.token_ids[:5])
-    if dtype == "float32":
+    if model.activations == torch.float32:
         with pytest.raises(AssertionError, match="has changed: token 6"):
             sn.exact.same_greedy(model, PROMPT, None, run, near)
     else:

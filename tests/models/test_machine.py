@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import builders
 import pytest
 import torch
 
 import specnb as sn
-from specnb.models import machine
+from specnb.models import llama, machine
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,22 @@ def test_cores_are_what_the_environment_allows(monkeypatch):
     assert 1 <= machine.cores() <= len(machine.os.sched_getaffinity(0))
 
 
+# One token and six, in milliseconds.
+AVX2 = {
+    (1, "float32"): [12.9, 17.2],
+    (1, "bfloat16"): [6.4, 21.0],
+    (1, "float16"): [7.4, 9.8],
+    (2, "float32"): [7.5, 10.0],
+    (2, "bfloat16"): [4.6, 12.0],
+    (2, "float16"): [5.0, 7.0],
+}
+AVX512 = {
+    (1, "float32"): [5.5, 6.2],
+    (1, "bfloat16"): [3.0, 3.7],
+    (1, "float16"): [2.6, 4.4],
+}
+
+
 @pytest.mark.parametrize(
     "ms, best",
     [
@@ -33,10 +51,43 @@ def test_cores_are_what_the_environment_allows(monkeypatch):
         ({(1, "float32"): [4, 6], (1, "bfloat16"): [1, 5.8]}, (1, "float32")),  # not clearly faster
         ({(1, "float32"): [4, 6], (2, "float32"): [3, 5.9]}, (1, "float32")),
         ({(1, "float32"): [4, 6], (2, "float32"): [9, 4]}, (2, "float32")),
+        (AVX2, (2, "float16")),
+        (AVX512, (1, "bfloat16")),
     ],
 )
 def test_the_fastest_block_wins_if_it_is_clearly_faster(ms, best):
     assert machine.fastest(ms) == best
+
+
+@pytest.mark.parametrize(
+    "ms, speculative, plain",
+    [
+        (AVX2, (2, "float16"), (2, "bfloat16")),
+        (AVX512, (1, "bfloat16"), (1, "float16")),
+        ({(1, "float32"): [4, 6], (1, "float16"): [3.9, 5.9]}, (1, "float32"), (1, "float32")),
+    ],
+)
+def test_plain_decoding_has_a_choice_of_its_own(ms, speculative, plain):
+    named = {f"{threads} {dtype}": times for (threads, dtype), times in ms.items()}
+    found = machine.Choice(*machine.fastest(ms), named)
+    assert ((found.threads, found.dtype), found.plain) == (speculative, plain)
+    assert machine.Choice(*json.loads(json.dumps(found))).plain == plain  # as it is remembered
+
+
+def test_who_names_a_format_gets_the_threads_that_are_best_for_it():
+    ms = {"1 float32": [9.0, 9.0], "2 float32": [5.0, 5.0], "1 float16": [2.0, 2.0]}
+    found = machine.Choice(1, "float16", ms)
+    assert [found.threads_for(kind) for kind in ("auto", "float32", "float16", "bfloat16")] == [
+        1, 2, 1, 1,
+    ]  # fmt: skip
+
+
+def test_words_for_fp16_say_what_runs(monkeypatch):
+    monkeypatch.setattr(llama, "has_halves", lambda: True)
+    assert machine.words("float16") == "fp16 weights with float32 activations"
+    monkeypatch.setattr(llama, "has_halves", lambda: False)
+    assert machine.words("float16") == "float32 (no FBGEMM here for fp16 weights)"
+    assert machine.words("bfloat16") == "bfloat16"
 
 
 def test_a_calibration_of_this_machine():
@@ -47,6 +98,26 @@ def test_a_calibration_of_this_machine():
     assert {key.split()[0] for key in found.ms} == {"1", "2"}
     assert all(value > 0 for pair in found.ms.values() for value in pair)
     assert {key.split()[0] for key in machine.calibrate(1).ms} == {"1"}
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_formats_that_are_measured(here, monkeypatch):
+    monkeypatch.setattr(machine, "ROUNDS", 1)
+    if not here or llama.has_halves():
+        monkeypatch.setattr(llama, "has_halves", lambda: here)
+        formats = {key.split()[1] for key in machine.calibrate(1).ms}
+        assert formats == {"float32", "bfloat16"} | ({"float16"} if here else set())
+
+
+def test_what_an_older_version_has_measured_is_not_read(monkeypatch):
+    """It knew two formats and did not try a single token in bfloat16 everywhere."""
+    right = machine.Choice(1, "float16", {"1 float16": [1.0, 2.0]})
+    monkeypatch.setattr(machine, "calibrate", lambda most: right)
+    with monkeypatch.context() as older:
+        older.setattr(machine, "VERSION", machine.VERSION - 1)
+        older.setattr(machine, "calibrate", lambda most: machine.Choice(1, "float32", {}))
+        assert machine.choice().dtype == "float32"
+    assert machine.choice() == right
 
 
 def test_a_choice_is_made_once_per_number_of_cores(monkeypatch):
@@ -99,3 +170,16 @@ def test_models_follow_the_choice(tmp_path, monkeypatch, capsys):
     assert asked.draft.dtype == torch.bfloat16
     sn.setup(renderer="json", dtype="float32", threads=1)
     assert sn.load_model(folder, "cpu").dtype == torch.float32
+
+
+@pytest.mark.skipif(not llama.has_halves(), reason="no FBGEMM")
+def test_setup_says_what_fp16_is(tmp_path, monkeypatch, capsys):
+    choice = machine.Choice(1, "float16", {"1 float16": [1.0, 2.0]})
+    monkeypatch.setattr(machine, "calibrate", lambda most: choice)
+    sn.setup(renderer="json")
+    said = capsys.readouterr().out
+    assert "device cpu, fp16 weights with float32 activations · 1 thread" in said
+    folder = builders.llama(tmp_path / "a")
+    pair = sn.load_pair(folder, folder, device="cpu")
+    assert (pair.target.dtype, pair.draft.dtype) == (torch.float16, torch.float32)  # it is small
+    assert "fp16 weights with float32 activations" in pair.describe()
