@@ -11,7 +11,7 @@ import torch
 
 import specnb as sn
 from specnb.bench.families import FAMILIES
-from specnb.models import certificate, folders, gate, hf, llama
+from specnb.models import certificate, folders, gate, hf, llama, small
 from specnb.models.hf import HFContext
 from specnb.models.miniature import miniatures, small_ids
 
@@ -173,6 +173,9 @@ def planted(name: str, monkeypatch) -> None:
         monkeypatch.setattr(HFContext, *where[name])
     elif name == "an image token lost":
         monkeypatch.setattr(hf.HFModel, "encode", image_lost)
+    elif name == "no rotation in numpy":
+        turns = small.SmallLlama._turns
+        monkeypatch.setattr(small.SmallLlama, "_turns", lambda self, at: turns(self, [0] * len(at)))
     else:
         assert name == "no rotation"
         monkeypatch.setattr(llama.Llama, "rotations_of_old", llama.Llama.rotations, raising=False)
@@ -192,6 +195,7 @@ PLANTED = [
     ("llava_llama", "an image token lost"),
     ("gemma3", "an image token lost"),
     ("llama", "no rotation"),
+    ("llama", "no rotation in numpy"),
 ]
 
 
@@ -212,16 +216,16 @@ def test_without_a_bug_the_same_models_pass(made, family):
 def test_weights_that_are_run_otherwise_than_they_are_are_caught(made, monkeypatch):
     """The second stage alone: the structure is right, one matrix of the lean runtime is not."""
     monkeypatch.setattr(certificate.Check, "structure", lambda self: None)
-    of = llama.Llama.of
+    for runtime, kind in (("auto", small.SmallLlama), ("lean", llama.Llama)):
 
-    def other(module):
-        found = of(module)
-        found.head = lambda x, head=found.head: 1.01 * head(x)
-        return found
+        class Other(kind):
+            def __init__(self, *weights):
+                super().__init__(*weights)
+                self.head = lambda x, head=self.head: 1.01 * head(x)
 
-    monkeypatch.setattr(llama.Llama, "of", other)
-    with pytest.raises(ValueError, match="its weights in float32 are not decoded exactly"):
-        load(made["llama"])
+        monkeypatch.setattr(hf, kind.__name__, Other)
+        with pytest.raises(ValueError, match="its weights in float32 are not decoded exactly"):
+            sn.load_model(made["llama"], "cpu", "float32", runtime)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

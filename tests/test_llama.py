@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import specnb as sn
 from specnb.models import llama as lean
+from specnb.models import small
 from specnb.models.llama import Llama, why_not
 
 ROPES = {
@@ -176,14 +177,15 @@ def test_what_it_does_not_know_is_left_to_transformers(change, reason):
 
 
 def test_what_it_knows(tmp_path):
-    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu")
-    assert model.llama is not None and model.runtime == "lean runtime"
+    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu", runtime="lean")
+    assert model.llama is not None and model.small is None and model.runtime == "lean runtime"
     other = sn.load_model(builders.gpt2(tmp_path / "b"), "cpu")
     assert other.llama is None and "gpt2" in other.runtime
 
 
-def test_a_fork_has_a_cache_of_its_own(tmp_path):
-    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu")
+@pytest.mark.parametrize("runtime", ["auto", "lean"])
+def test_a_fork_has_a_cache_of_its_own(tmp_path, runtime):
+    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu", runtime=runtime)
     context = model.open("Once upon a time")
     context.forward([5, 6], [-1, 0])
     fork = context.copy()
@@ -195,11 +197,13 @@ def test_a_fork_has_a_cache_of_its_own(tmp_path):
     assert torch.allclose(context.forward().root, fresh.forward().root, atol=1e-5)
 
 
-def test_the_cache_grows(tmp_path, monkeypatch):
-    folder = builders.llama(tmp_path / "a", eos=None)
-    roomy = sn.autoregressive(sn.load_model(folder, "cpu"), "Once", max_new_tokens=40)
+@pytest.mark.parametrize("runtime", ["auto", "lean"])
+def test_the_cache_grows(tmp_path, monkeypatch, runtime):
+    model = sn.load_model(builders.llama(tmp_path / "a", eos=None), "cpu", runtime=runtime)
+    roomy = sn.autoregressive(model, "Once", max_new_tokens=40)
     monkeypatch.setattr(lean, "GROWTH", 3)
-    tight = sn.autoregressive(sn.load_model(folder, "cpu"), "Once", max_new_tokens=40)
+    monkeypatch.setattr(small, "GROWTH", 3)
+    tight = sn.autoregressive(model, "Once", max_new_tokens=40)
     assert tight.token_ids == roomy.token_ids
 
 

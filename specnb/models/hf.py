@@ -16,14 +16,15 @@ from torch import Tensor
 from specnb import smollm2
 from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
-from specnb.models.llama import Llama, LlamaContext, why_not
+from specnb.models.llama import Llama, LlamaContext, parts, why_not
 from specnb.models.pictures import as_pictures
+from specnb.models.small import SmallContext, SmallLlama, fits
 from specnb.paths import DATA, need_share, to_install
 
 EMBEDDED = DATA / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-RUNTIMES = ("auto", "transformers")
+RUNTIMES = ("auto", "lean", "transformers")
 QUANTIZATIONS = ("", "4bit", "8bit")
 SMALL = 4_000_000  # parameters; such matrices gain nothing from bfloat16
 # Tensors that older files hold and that are made anew: masks, rotary tables, counters.
@@ -152,6 +153,8 @@ def _load(
         if getattr(config, "dtype", None) == torch.bfloat16:  # there it is emulated, and slow
             kind = "float16"
     placed = _placement(transformers, device, device_map, quantization)
+    if runtime == "auto" and not fits(config, device, getattr(torch, kind, None)):
+        runtime = "lean"  # for the check of its structure, too, whose random model is small
     plan = gate.judge(config, folder)
     tokenizer, processor = _speakers(transformers, folder, plan, common)
 
@@ -378,8 +381,14 @@ class HFModel:
         known = set(tokenizer.get_vocab().values())
         self._allow(torch.tensor([index in known for index in range(self.own_vocab_size)]))
         reason = "asked for" if runtime == "transformers" else why_not(module)
-        self.runtime = f"transformers runtime ({reason})" if reason else "lean runtime"
-        self.llama = None if reason else Llama.of(module)
+        self.llama: Llama | None = None
+        self.small: SmallLlama | None = None  # beside it, where that is faster
+        self.runtime = f"transformers runtime ({reason})"
+        if not reason:
+            weights = parts(module)
+            self.llama, self.runtime = Llama(*weights), "lean runtime"
+            if runtime == "auto" and fits(module.config, self.device.type, self.dtype):
+                self.small, self.runtime = SmallLlama(*weights), "lean runtime in numpy"
 
     @property
     def not_followed(self) -> list[str]:
@@ -498,7 +507,7 @@ class HFModel:
         changed = {name: torch.tensor([values]) for name, values in zip(names, lists, strict=True)}
         return ids, extras | changed
 
-    def open(self, prompt: Any, image: Any = None) -> HFContext | LlamaContext:
+    def open(self, prompt: Any, image: Any = None) -> HFContext | LlamaContext | SmallContext:
         """A context that has read prompt and image, but not the prompt's last token."""
         if self.template is None:
             _check_pictures(self, prompt, image)
@@ -512,8 +521,12 @@ class HFModel:
             self._check_known(ids)
         return self.context(ids, extras)
 
-    def context(self, ids: list[int], extras: dict | None = None) -> HFContext | LlamaContext:
+    def context(
+        self, ids: list[int], extras: dict | None = None
+    ) -> HFContext | LlamaContext | SmallContext:
         """A context that has read these ids but the last one."""
+        if self.small is not None:
+            return SmallContext(self, ids, extras)
         return (HFContext if self.llama is None else LlamaContext)(self, ids, extras)
 
     def _check_known(self, ids: Sequence[int]) -> None:

@@ -90,31 +90,9 @@ class Llama:
         self.floor = torch.tensor((embedding.shape[1] * shape.eps) ** 0.5, device=device)
 
     @classmethod
-    @torch.no_grad()
     def of(cls, module) -> Llama:
         """The language model of a transformers module, which goes on with the same memory."""
-        text = getattr(module.model, "language_model", module.model)
-        config, rotary = text.config, text.rotary_emb
-        layers = [
-            (
-                _fold((a.q_proj, a.k_proj, a.v_proj), block.input_layernorm.weight),
-                a.o_proj.weight,
-                _fold((m.gate_proj, m.up_proj), block.post_attention_layernorm.weight),
-                m.down_proj.weight,
-            )
-            for block in text.layers
-            for a, m in ((block.self_attn, block.mlp),)
-        ]
-        shape = Shape(
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            config.rms_norm_eps,
-        )
-        # The head may be the embedding table, so it alone is folded in a copy.
-        head = _scaled(module.lm_head.weight, _whole_gain(text.norm.weight))
-        table = text.embed_tokens.weight
-        return cls(shape, table, layers, head, rotary.inv_freq, rotary.attention_scaling)
+        return cls(*parts(module))
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """[n, width]"""
@@ -187,6 +165,33 @@ class Llama:
         """x / sqrt(mean(x^2) + eps) / sqrt(width), in half the kernels of `F.rms_norm`."""
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return (x / torch.hypot(size, self.floor)).to(x.dtype)
+
+
+@torch.no_grad()
+def parts(module) -> tuple[Any, ...]:
+    """What `Llama` is made of, of a transformers module, which goes on with the same memory."""
+    text = getattr(module.model, "language_model", module.model)
+    config, rotary = text.config, text.rotary_emb
+    layers = [
+        (
+            _fold((a.q_proj, a.k_proj, a.v_proj), block.input_layernorm.weight),
+            a.o_proj.weight,
+            _fold((m.gate_proj, m.up_proj), block.post_attention_layernorm.weight),
+            m.down_proj.weight,
+        )
+        for block in text.layers
+        for a, m in ((block.self_attn, block.mlp),)
+    ]
+    shape = Shape(
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.rms_norm_eps,
+    )
+    # The head may be the embedding table, so it alone is folded in a copy.
+    head = _scaled(module.lm_head.weight, _whole_gain(text.norm.weight))
+    table = text.embed_tokens.weight
+    return shape, table, layers, head, rotary.inv_freq, rotary.attention_scaling
 
 
 class LlamaContext(Context):
