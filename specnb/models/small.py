@@ -201,6 +201,7 @@ def _attention(queries: Array, keys: Array, values: Array, hidden: Array | None)
         by_token[..., slots - hidden.shape[1] :] += hidden
     scores -= np.maximum.reduce(scores, -1, keepdims=True)
     np.exp(scores, scores)
+    mixed: Array
     if slots <= size:
         mixed = np.matmul(scores, values)
     else:
