@@ -64,6 +64,8 @@ class Sampling:
             return torch.zeros_like(logits).scatter_(-1, best, 1.0)
         largest = logits.amax(dim=-1, keepdim=True)
         _judge(largest)
+        if self.temperature == 1.0 and not self.top_k and self.top_p == 1.0:
+            return logits.softmax(dim=-1)  # bit by bit what the rest comes to
         # Differences to the best token, so that no temperature can overflow.
         logits = (logits - largest) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
@@ -126,14 +128,15 @@ class Draws:
 
     def categorical(self, probs: Float[Tensor, " vocab"]) -> int:
         """One token id drawn from `probs`; never one of probability 0."""
-        mass = probs.cumsum(dim=-1, dtype=torch.float64)
-        total = mass[-1].item()
+        # An array, as its single numbers come much faster than a tensor's.
+        mass = probs.cumsum(dim=-1, dtype=torch.float64).numpy(force=True)
+        total = float(mass[-1])
         if not (0 < total < math.inf):
             raise ValueError(f"probabilities sum to {total}: there is nothing to draw from")
         point = self._uniform() * total
         if point < total:
-            return int(torch.searchsorted(mass, point, right=True))  # first entry that exceeds it
-        return int(torch.searchsorted(mass, total))  # rounding has carried the point that far
+            return int(mass.searchsorted(point, "right"))  # the first entry that exceeds it
+        return int(mass.searchsorted(total))  # rounding has carried the point that far
 
     def without_replacement(
         self, probs: Float[Tensor, "nodes vocab"], k: int

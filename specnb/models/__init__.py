@@ -41,7 +41,8 @@ def load_model(
     there is one), "cpu" or "cuda", also "cuda:1"; `dtype` is "auto" (as saved on a GPU; on a CPU
     what `specnb.setup` has found fastest, float32 before it), "float32", "bfloat16" or "float16"
     (on a CPU with FBGEMM, and on the lean runtime, fp16 weights beside float32 activations).
-    `runtime` is "auto" (the lean one of `specnb.models.llama` wherever it knows the model) or
+    `runtime` is "auto" (the lean one of `specnb.models.llama` wherever it knows the model, that of
+    `specnb.models.small` for small drafters on a CPU), "lean" (never the latter) or
     "transformers". `device_map` goes to transformers, "auto" spreads a model over what is there;
     `quantization` is "4bit" or "8bit" (bitsandbytes, on CUDA).
 

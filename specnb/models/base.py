@@ -180,20 +180,20 @@ class Context:
             self.forwards += 1
             if unfed:
                 self._root = logits[len(unfed) - 1]
-            nodes = logits[len(unfed) :]
+            nodes = logits[len(unfed) :] if unfed else logits
         else:
             nodes = self._root.new_empty(0, self._root.shape[-1])
         self.fed = self.length
         self.pending_tokens += list(tokens)
         self.pending_parents = all_parents
-        self._nodes += list(nodes)
+        self._nodes += nodes.unbind()
         return Scores(self._root, nodes)
 
     def _visible(
         self, n_unfed: int, parents: list[int], first: int
     ) -> Bool[Tensor, "n slots"] | None:
         """Which slot may see which; None where that is plain causal order (a single chain)."""
-        if all(parent == node - 1 for node, parent in enumerate(parents)):
+        if parents == list(range(-1, len(parents) - 1)):
             return None
         n_prefix = self.offset + self.fed + n_unfed
         n_new = len(parents) - first

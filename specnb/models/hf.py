@@ -16,14 +16,15 @@ from torch import Tensor
 from specnb import smollm2
 from specnb.models import certificate, folders, gate, machine, prompts
 from specnb.models.base import Context, Pair, PromptTooLong
-from specnb.models.llama import MOST_HALF, Llama, LlamaContext, largest, no_halves, why_not
+from specnb.models.llama import MOST_HALF, Llama, LlamaContext, largest, no_halves, parts, why_not
 from specnb.models.pictures import as_pictures
+from specnb.models.small import SmallContext, SmallLlama, fits
 from specnb.paths import DATA, need_share, to_install
 
 EMBEDDED = DATA / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-RUNTIMES = ("auto", "transformers")
+RUNTIMES = ("auto", "lean", "transformers")
 QUANTIZATIONS = ("", "4bit", "8bit")
 SMALL = 4_000_000  # parameters; such matrices gain nothing from bfloat16
 # Tensors that older files hold and that are made anew: masks, rotary tables, counters.
@@ -159,10 +160,14 @@ def _load(
     if kind == "float16" and device == "cpu" and not placed:
         # Beside float32 activations, wherever that can be; else as transformers does it, unless
         # nobody asked for it: all of it in float16 is slow on a CPU.
-        obstacle = "asked for" if runtime != "auto" else no_halves(_skeleton(transformers, config))
+        obstacle = "asked for"
+        if runtime != "transformers":
+            obstacle = no_halves(_skeleton(transformers, config))
         halves = not obstacle
         if halves or automatic:
             kind = "float32"
+    if runtime == "auto" and not fits(config, device, getattr(torch, kind, None)):
+        runtime = "lean"  # for the check of its structure, too, whose random model is small
 
     def wrap(module, plan: gate.Plan, runtime: str = runtime, halves: bool = False) -> HFModel:
         return HFModel(module, tokenizer, folder, processor, runtime, plan, halves)
@@ -415,10 +420,16 @@ class HFModel:
         known = set(tokenizer.get_vocab().values())
         self._allow(torch.tensor([index in known for index in range(self.own_vocab_size)]))
         reason = "asked for" if runtime == "transformers" else why_not(module)
-        self.runtime = f"transformers runtime ({reason})" if reason else "lean runtime"
-        if halves:
-            self.runtime += ", fp16 weights with float32 activations"
-        self.llama = None if reason else Llama.of(module, halves)
+        self.llama: Llama | None = None
+        self.small: SmallLlama | None = None  # beside it, where that is faster
+        self.runtime = f"transformers runtime ({reason})"
+        if not reason:
+            weights = parts(module, halves)
+            self.llama, self.runtime = Llama(*weights), "lean runtime"
+            if runtime == "auto" and fits(module.config, self.device.type, module.dtype):
+                self.small, self.runtime = SmallLlama(*weights), "lean runtime in numpy"
+            if halves:
+                self.runtime += ", fp16 weights with float32 activations"
 
     @property
     def not_followed(self) -> list[str]:
@@ -537,7 +548,7 @@ class HFModel:
         changed = {name: torch.tensor([values]) for name, values in zip(names, lists, strict=True)}
         return ids, extras | changed
 
-    def open(self, prompt: Any, image: Any = None) -> HFContext | LlamaContext:
+    def open(self, prompt: Any, image: Any = None) -> HFContext | LlamaContext | SmallContext:
         """A context that has read prompt and image, but not the prompt's last token."""
         if self.template is None:
             _check_pictures(self, prompt, image)
@@ -551,8 +562,12 @@ class HFModel:
             self._check_known(ids)
         return self.context(ids, extras)
 
-    def context(self, ids: list[int], extras: dict | None = None) -> HFContext | LlamaContext:
+    def context(
+        self, ids: list[int], extras: dict | None = None
+    ) -> HFContext | LlamaContext | SmallContext:
         """A context that has read these ids but the last one."""
+        if self.small is not None:
+            return SmallContext(self, ids, extras)
         return (HFContext if self.llama is None else LlamaContext)(self, ids, extras)
 
     def _check_known(self, ids: Sequence[int]) -> None:

@@ -150,46 +150,9 @@ class Llama:
         self.floor = torch.tensor((embedding.shape[1] * shape.eps) ** 0.5, device=device)
 
     @classmethod
-    @torch.no_grad()
     def of(cls, module, halves: bool = False) -> Llama:
-        """The language model of a transformers module, which goes on with the same memory.
-
-        With `halves` the module's matrices are rounded to fp16, too: it stays the same function, in
-        float32 throughout. None may reach beyond fp16 (see `largest`).
-        """
-        text = getattr(module.model, "language_model", module.model)
-        config, rotary = text.config, text.rotary_emb
-        layers = [
-            (
-                _fold((a.q_proj, a.k_proj, a.v_proj), block.input_layernorm.weight, halves),
-                _rounded(a.o_proj.weight, halves),
-                _fold((m.gate_proj, m.up_proj), block.post_attention_layernorm.weight, halves),
-                _rounded(m.down_proj.weight, halves),
-            )
-            for block in text.layers
-            for a, m in ((block.self_attn, block.mlp),)
-        ]
-        shape = Shape(
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            config.rms_norm_eps,
-        )
-        table, gain = _rounded(text.embed_tokens.weight, halves), _whole_gain(text.norm.weight)
-        # The head may be the embedding table, so it is folded in a copy; a rounded copy would be
-        # another function than the module's, so in fp16 it is not folded.
-        head = module.lm_head.weight
-        head = _rounded(head, halves) if halves else _scaled(head, gain)
-        return cls(
-            shape,
-            table,
-            layers,
-            head,
-            rotary.inv_freq,
-            rotary.attention_scaling,
-            gain if halves else None,
-            halves,
-        )
+        """The language model of a transformers module, which goes on with the same memory."""
+        return cls(*parts(module, halves))
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """[n, width]"""
@@ -268,6 +231,40 @@ class Llama:
         """x / sqrt(mean(x^2) + eps) / sqrt(width), in half the kernels of `F.rms_norm`."""
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return (x / torch.hypot(size, self.floor)).to(x.dtype)
+
+
+@torch.no_grad()
+def parts(module, halves: bool = False) -> tuple:
+    """The arguments of `Llama` from the language model of a transformers module.
+
+    The module goes on with the same memory. With `halves` its matrices are rounded to fp16, too: it
+    stays the same function, in float32 throughout. None may reach beyond fp16 (see `largest`).
+    """
+    text = getattr(module.model, "language_model", module.model)
+    config, rotary = text.config, text.rotary_emb
+    layers = [
+        (
+            _fold((a.q_proj, a.k_proj, a.v_proj), block.input_layernorm.weight, halves),
+            _rounded(a.o_proj.weight, halves),
+            _fold((m.gate_proj, m.up_proj), block.post_attention_layernorm.weight, halves),
+            _rounded(m.down_proj.weight, halves),
+        )
+        for block in text.layers
+        for a, m in ((block.self_attn, block.mlp),)
+    ]
+    shape = Shape(
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.rms_norm_eps,
+    )
+    table, gain = _rounded(text.embed_tokens.weight, halves), _whole_gain(text.norm.weight)
+    # The head may be the embedding table, so it is folded in a copy; a rounded copy would be
+    # another function than the module's, so in fp16 it is not folded.
+    head = module.lm_head.weight
+    head = _rounded(head, halves) if halves else _scaled(head, gain)
+    rope = rotary.inv_freq, rotary.attention_scaling
+    return shape, table, layers, head, *rope, gain if halves else None, halves
 
 
 class LlamaContext(Context):

@@ -12,7 +12,7 @@ import torch
 
 import specnb as sn
 from specnb.bench.families import FAMILIES
-from specnb.models import certificate, folders, gate, hf, llama
+from specnb.models import certificate, folders, gate, hf, llama, small
 from specnb.models.hf import HFContext
 from specnb.models.miniature import miniatures, small_ids
 
@@ -174,6 +174,9 @@ def planted(name: str, monkeypatch) -> None:
         monkeypatch.setattr(HFContext, *where[name])
     elif name == "an image token lost":
         monkeypatch.setattr(hf.HFModel, "encode", image_lost)
+    elif name == "no rotation in numpy":
+        turns = small.SmallLlama._turns
+        monkeypatch.setattr(small.SmallLlama, "_turns", lambda self, at: turns(self, [0] * len(at)))
     else:
         assert name == "no rotation"
         monkeypatch.setattr(llama.Llama, "rotations_of_old", llama.Llama.rotations, raising=False)
@@ -193,6 +196,7 @@ PLANTED = [
     ("llava_llama", "an image token lost"),
     ("gemma3", "an image token lost"),
     ("llama", "no rotation"),
+    ("llama", "no rotation in numpy"),
 ]
 
 
@@ -213,16 +217,16 @@ def test_without_a_bug_the_same_models_pass(made, family):
 def test_weights_that_are_run_otherwise_than_they_are_are_caught(made, monkeypatch):
     """The second stage alone: the structure is right, one matrix of the lean runtime is not."""
     monkeypatch.setattr(certificate.Check, "structure", lambda self: None)
-    of = llama.Llama.of
+    for runtime, kind in (("auto", small.SmallLlama), ("lean", llama.Llama)):
 
-    def other(module, halves):
-        found = of(module, halves)
-        found.head = lambda x, head=found.head: 1.01 * head(x)
-        return found
+        class Other(kind):
+            def __init__(self, *weights):
+                super().__init__(*weights)
+                self.head = lambda x, head=self.head: 1.01 * head(x)
 
-    monkeypatch.setattr(llama.Llama, "of", other)
-    with pytest.raises(ValueError, match="its weights in float32 are not decoded exactly"):
-        load(made["llama"])
+        monkeypatch.setattr(hf, kind.__name__, Other)
+        with pytest.raises(ValueError, match="its weights in float32 are not decoded exactly"):
+            sn.load_model(made["llama"], "cpu", "float32", runtime)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -243,12 +247,12 @@ def test_fp16_weights_are_held_against_the_same_weights_in_float32(made, monkeyp
     assert found.certificate.startswith("checked in float16 beside float32 (largest difference ")
     assert float(found.certificate.split()[7]) < certificate.STRICT
     monkeypatch.setattr(certificate, "_remembered", dict)
-    of = llama.Llama.of
+    parts = hf.parts
 
     def of_a_copy(module, halves):  # the module's own weights stay as they were saved
-        return of(copy.deepcopy(module), halves)
+        return parts(copy.deepcopy(module), halves)
 
-    monkeypatch.setattr(llama.Llama, "of", of_a_copy)
+    monkeypatch.setattr(hf, "parts", of_a_copy)
     load(made["llama"])
     with pytest.raises(ValueError, match="its weights in float16 beside float32 are not decoded"):
         sn.load_model(made["llama"], "cpu", "float16")

@@ -18,11 +18,13 @@ from specnb.bench.exactness import generate
 from specnb.decode import next_block
 from specnb.models.hf import HFContext, HFModel
 from specnb.models.llama import LlamaContext
+from specnb.models.small import SmallContext
 from specnb.scenes import TASKS, examples, random_scene, render
 from specnb.tree import path_to
 
-RUNTIMES = [  # GPT-2 has no lean runtime
-    "llava", "llava by transformers", "llama", "llama by transformers", "gpt2"
+RUNTIMES = [  # GPT-2 has no lean runtime; these Llamas are small enough for that in numpy
+    "llava", "llava lean", "llava by transformers",
+    "llama", "llama lean", "llama by transformers", "gpt2",
 ]  # fmt: skip
 PICTURE = render(random_scene(3))
 PROMPT = "Tell me a story"
@@ -50,6 +52,9 @@ def pairs(folders) -> dict[str, sn.Pair]:
         made[a] = sn.load_pair(folders[a], folders[b], device="cpu")
         slow = sn.load_pair(folders[a], folders[b], device="cpu", runtime="transformers")
         made[f"{a} by transformers"] = slow
+        if a != "gpt2":
+            lean = sn.load_pair(folders[a], folders[b], device="cpu", runtime="lean")
+            made[f"{a} lean"] = lean
     return made
 
 
@@ -113,13 +118,13 @@ def test_greedy_output_of_every_method_on_the_embedded_pair(method):
         assert run.token_ids == plain.token_ids
 
 
-@pytest.mark.parametrize("name", ["llama", "llama by transformers"])
+@pytest.mark.parametrize("name", ["llama", "llama lean", "llama by transformers"])
 def test_one_target_forward_per_block_and_one_drafter_forward_per_level(pairs, name, monkeypatch):
     pair = pairs[name]
     calls = Counter()
     for role in ("target", "draft"):
         model = getattr(pair, role)
-        module = model.llama or model.module
+        module = model.small or model.llama or model.module
 
         def counted(*args, _f=module.forward, _role=role, **kwargs):
             calls[_role] += 1
@@ -128,7 +133,7 @@ def test_one_target_forward_per_block_and_one_drafter_forward_per_level(pairs, n
         monkeypatch.setattr(module, "forward", counted)
     drafter, sampling = sn.GumbelTopK((3, 2, 2)), sn.Sampling(1.0)
     run = sn.speculative(pair, PROMPT, drafter=drafter, sampling=sampling, max_new_tokens=30)
-    prefill = 1
+    prefill = 0 if name == "llama" else 1  # in numpy prompts are read by another runtime
     assert calls["target"] == prefill + len(run.blocks)
     assert calls["draft"] == prefill + sum(block.draft_forwards for block in run.blocks)
     full = [block for block in run.blocks if block.stopped_by == "length"]
@@ -274,10 +279,11 @@ def worst_cache_error(model, image, rounds: int = 20) -> float:
     return worst
 
 
-@pytest.mark.parametrize("name", ["llava", "llama"])
+@pytest.mark.parametrize("name", ["llava", "llava lean", "llama", "llama lean"])
 @pytest.mark.parametrize("planted", ["one kept too many", "one too far back", "not gathered"])
 def test_a_wrong_rollback_of_the_lean_cache_is_caught(pairs, name, planted, monkeypatch):
-    keep = LlamaContext._keep
+    kind = LlamaContext if name.endswith("lean") else SmallContext
+    keep = kind._keep
 
     def wrong(self, slots, n_before):
         if planted == "not gathered":
@@ -286,7 +292,7 @@ def test_a_wrong_rollback_of_the_lean_cache_is_caught(pairs, name, planted, monk
         keep(self, slots, n_before)
         self.used += 1 if planted == "one kept too many" else -1
 
-    monkeypatch.setattr(LlamaContext, "_keep", wrong)
+    monkeypatch.setattr(kind, "_keep", wrong)
     try:
         error = worst_cache_error(pairs[name].target, picture_for(pairs[name].target), 8)
     except (RuntimeError, IndexError, ValueError):

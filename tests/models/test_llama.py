@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import specnb as sn
-from specnb.models import hf, machine
+from specnb.models import hf, machine, small
 from specnb.models import llama as lean
 from specnb.models.llama import Llama, why_not
 
@@ -224,7 +224,7 @@ def test_every_saved_format_loads_with_fp16_weights(tmp_path, saved):
 
     folder = builders.llama(tmp_path / "a")
     LlamaForCausalLM.from_pretrained(folder, dtype=saved).save_pretrained(folder)
-    found, usual = (sn.load_model(folder, "cpu", kind) for kind in ("float16", "float32"))
+    found, usual = (sn.load_model(folder, "cpu", kind, "lean") for kind in ("float16", "float32"))
     assert (found.dtype, found.activations) == (torch.float16, torch.float32)
     assert found.module.dtype == torch.float32 == found.open("Once").cache.dtype
     assert found.runtime == "lean runtime, fp16 weights with float32 activations"
@@ -290,7 +290,7 @@ def test_what_nobody_asked_for_is_not_refused(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(hf, "no_halves", lambda module: "no FBGEMM here for fp16 weights")
     words = sn.Pair(sn.load_model(folder, "cpu")).describe()
-    assert "lean runtime, float32 for fp16 (no FBGEMM here for fp16 weights)" in words
+    assert "numpy, float32 for fp16 (no FBGEMM here for fp16 weights)" in words
 
 
 def test_where_there_is_no_fbgemm_fp16_is_what_transformers_makes_of_it(tmp_path, monkeypatch):
@@ -415,14 +415,15 @@ def test_what_it_does_not_know_is_left_to_transformers(change, reason):
 
 
 def test_what_it_knows(tmp_path):
-    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu")
-    assert model.llama is not None and model.runtime == "lean runtime"
+    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu", runtime="lean")
+    assert model.llama is not None and model.small is None and model.runtime == "lean runtime"
     other = sn.load_model(builders.gpt2(tmp_path / "b"), "cpu")
     assert other.llama is None and "gpt2" in other.runtime
 
 
-def test_a_fork_has_a_cache_of_its_own(tmp_path):
-    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu")
+@pytest.mark.parametrize("runtime", ["auto", "lean"])
+def test_a_fork_has_a_cache_of_its_own(tmp_path, runtime):
+    model = sn.load_model(builders.llama(tmp_path / "a"), "cpu", runtime=runtime)
     context = model.open("Once upon a time")
     context.forward([5, 6], [-1, 0])
     fork = context.copy()
@@ -434,11 +435,13 @@ def test_a_fork_has_a_cache_of_its_own(tmp_path):
     assert torch.allclose(context.forward().root, fresh.forward().root, atol=1e-5)
 
 
-def test_the_cache_grows(tmp_path, monkeypatch):
-    folder = builders.llama(tmp_path / "a", eos=None)
-    roomy = sn.autoregressive(sn.load_model(folder, "cpu"), "Once", max_new_tokens=40)
+@pytest.mark.parametrize("runtime", ["auto", "lean"])
+def test_the_cache_grows(tmp_path, monkeypatch, runtime):
+    model = sn.load_model(builders.llama(tmp_path / "a", eos=None), "cpu", runtime=runtime)
+    roomy = sn.autoregressive(model, "Once", max_new_tokens=40)
     monkeypatch.setattr(lean, "GROWTH", 3)
-    tight = sn.autoregressive(sn.load_model(folder, "cpu"), "Once", max_new_tokens=40)
+    monkeypatch.setattr(small, "GROWTH", 3)
+    tight = sn.autoregressive(model, "Once", max_new_tokens=40)
     assert tight.token_ids == roomy.token_ids
 
 
