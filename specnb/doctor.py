@@ -68,7 +68,7 @@ def machine() -> Iterator[str]:
     """Device, and which threads and number format are fastest; `specnb.setup` goes by that."""
     import torch
 
-    from specnb.models import machine as calibration
+    from specnb.models import calibration, settings
 
     if torch.cuda.is_available():
         yield f"device cuda: {torch.cuda.get_device_name()}"
@@ -76,12 +76,12 @@ def machine() -> Iterator[str]:
         yield f"device cpu ({torch.backends.cpu.get_cpu_capability()})"
     policy = os.environ.get("OMP_WAIT_POLICY", "unset")
     yield f"OMP_WAIT_POLICY {policy}, {calibration.cores()} cores to use"
-    found = calibration.choice(fresh=True)
+    found = calibration.calibrate(calibration.cores())  # what is remembered stays
     for key, (one, block) in found.ms.items():
         yield f"threads and format {key}: one token {one:.2f} ms, six tokens {block:.2f} ms"
     ways = {"speculative": (found.threads, found.dtype), "plain": found.plain}
     for way, (threads, dtype) in ways.items():
-        words = f"{calibration.words(dtype)}, {threads} thread{'s' if threads > 1 else ''}"
+        words = f"{settings.words(dtype)}, {threads} thread{'s' if threads > 1 else ''}"
         yield f"fastest for {way} decoding: {words}"
 
 

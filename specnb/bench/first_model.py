@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 import specnb as sn
 from specnb import smollm2
-from specnb.models import machine
+from specnb.models import calibration
 
 TOKENS = 64
 ROUNDS = 3
@@ -33,7 +33,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict[str, Any]:
     if draft:
         raise ValueError(f"draft={draft!r}: drafts are looked up in the prompt here; leave it out")
     folder = smollm2.named(target or smollm2.NAME)
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(calibration.cores())
     start_s, load_start = time.perf_counter(), psutil.getloadavg()[0]
     model: Any = sn.load_model(folder, device="cpu", dtype="float32")
     loaded_s = time.perf_counter() - start_s

@@ -26,7 +26,8 @@ from specnb.exact import same_greedy
 from specnb.measure import median_ratio, turns
 from specnb.methods import name_of
 from specnb.models import llama
-from specnb.models.hf import EMBEDDED, HFModel
+from specnb.models.hf import HFModel
+from specnb.models.load import EMBEDDED
 from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
 

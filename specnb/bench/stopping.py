@@ -13,7 +13,7 @@ import torch
 import specnb as sn
 from specnb.bench import KEPT
 from specnb.measure import RowCache, best_of, geometric_ratio, in_turns, pooled
-from specnb.models import machine
+from specnb.models import calibration, settings
 from specnb.scenes import TASKS, examples
 
 TEMPERATURES = (0.0, 0.7, 1.0, 1.3)
@@ -28,9 +28,9 @@ BARS = {"static 16": 1.10, "static 7": 1.05, "best static": 1.0}
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures, on `n` prompts per task and half (20)."""
-    runs_as = machine.choice(fresh=True)
+    runs_as = calibration.choice(fresh=True)
     torch.set_num_threads(runs_as.threads)
-    machine.set_dtype(runs_as.dtype)
+    settings.set_dtype(runs_as.dtype)
     pair = sn.load_pair(target, draft)
     kept, n = RowCache(KEPT / "stopping.jsonl"), n or 20
     items = {task: examples(task, 2 * n, 3) for task in TASKS}

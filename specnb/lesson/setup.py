@@ -8,7 +8,7 @@ import platform
 
 from specnb import arguments
 from specnb._version import __version__
-from specnb.models import machine
+from specnb.models import calibration, settings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MOST_THREADS = 1024
@@ -37,18 +37,18 @@ def setup(renderer: str = "auto", threads: int | str = "auto", dtype: str = "aut
         renderer = os.environ.get("PLOTLY_RENDERER") or usual
     plotly.io.renderers.default = renderer
     gpu = torch.cuda.is_available()
-    fastest = machine.choice() if "auto" in (threads, dtype) and not gpu else None
-    automatic = fastest.threads_for(dtype) if fastest else machine.cores()
+    fastest = calibration.choice() if "auto" in (threads, dtype) and not gpu else None
+    automatic = fastest.threads_for(dtype) if fastest else calibration.cores()
     torch.set_num_threads(automatic if threads == "auto" else int(threads))
     if gpu:
-        machine.set_dtype(dtype, "cuda")
+        settings.set_dtype(dtype, "cuda")
     else:
-        machine.set_dtype(fastest.dtype if fastest and dtype == "auto" else dtype)
+        settings.set_dtype(fastest.dtype if fastest and dtype == "auto" else dtype)
     versions = {"specnb": _version("specnb"), "Python": platform.python_version()}
     versions |= {name: _version(name) for name in ("torch", "transformers")}
     n = torch.get_num_threads()
     words = [" ".join(pair) for pair in versions.items()]
-    kind = machine.dtype("cuda") if gpu else machine.words(machine.dtype())
+    kind = settings.dtype("cuda") if gpu else settings.words(settings.dtype())
     kind = "as saved" if kind == "auto" else kind
     words += [f"device {'cuda' if gpu else 'cpu'}, {kind}"]
     print(" · ".join([*words, f"{n} thread{'s' if n > 1 else ''}"]))

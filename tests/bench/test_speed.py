@@ -8,7 +8,7 @@ import torch
 import specnb as sn
 from specnb.bench import exactness, speed
 from specnb.models import llama
-from specnb.models.hf import EMBEDDED
+from specnb.models.load import EMBEDDED
 from specnb.scenes import examples
 
 pytestmark = pytest.mark.weights

@@ -103,14 +103,14 @@ def test_every_time_of_a_run_is_taken_on_the_targets_device(monkeypatch):
 
 
 def test_setup_holds_on_a_card(monkeypatch, capsys):
-    from specnb.models import machine
+    from specnb.models import settings
 
-    monkeypatch.setattr(machine, "_dtype", dict(machine._dtype))
+    monkeypatch.setattr(settings, "_dtype", dict(settings._dtype))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     sn.setup(threads=1, dtype="float16")
-    assert machine.dtype("cuda") == "float16" and "device cuda, float16" in capsys.readouterr().out
+    assert settings.dtype("cuda") == "float16" and "device cuda, float16" in capsys.readouterr().out
     sn.setup(threads=1)
-    assert machine.dtype("cuda") == "auto" and "device cuda, as saved" in capsys.readouterr().out
+    assert settings.dtype("cuda") == "auto" and "device cuda, as saved" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("has", "wanted"), [(True, "auto"), (False, "float16")])
@@ -118,7 +118,7 @@ def test_a_card_without_bfloat16(tmp_path, monkeypatch, has, wanted):
     """A T4 would emulate the format that the weights were saved in."""
     import builders
 
-    from specnb.models import hf
+    from specnb.models import load
 
     class Stop(Exception):
         pass
@@ -131,7 +131,7 @@ def test_a_card_without_bfloat16(tmp_path, monkeypatch, has, wanted):
     path.write_text(path.read_text().replace('"float32"', '"bfloat16"'))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-    monkeypatch.setattr(hf, "_weights", weights)
+    monkeypatch.setattr(load, "_weights", weights)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     with pytest.raises(Stop) as stopped:
         sn.load_model(folder, certify=False)
@@ -142,15 +142,15 @@ def test_a_card_without_bfloat16(tmp_path, monkeypatch, has, wanted):
 def test_what_transformers_is_asked_for_quantised_weights(monkeypatch, bits):
     import transformers
 
-    from specnb.models import hf
+    from specnb.models import load
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
-    placed = hf._placement(transformers, "cuda", "", bits)
+    placed = load._placement(transformers, "cuda", "", bits)
     assert placed["device_map"] == {"": "cuda"}
     asked = placed["quantization_config"]
     assert (asked.load_in_4bit, asked.load_in_8bit) == (bits == "4bit", bits == "8bit")
-    assert hf._placement(transformers, "cuda", "auto", "")["device_map"] == "auto"
-    assert hf._placement(transformers, "cpu", "", "") == {}
+    assert load._placement(transformers, "cuda", "auto", "")["device_map"] == "auto"
+    assert load._placement(transformers, "cpu", "", "") == {}
 
 
 def test_packed_numbers_are_counted_as_they_were():

@@ -14,7 +14,7 @@ from PIL import Image
 
 import specnb as sn
 from specnb import files, lesson, notebook, paths
-from specnb.models import machine
+from specnb.models import settings
 from specnb.notebook import RunConfig, StoppingConfig, TreeConfig
 
 DEFAULTS = {field: getattr(RunConfig(), field) for field in RunConfig.__dataclass_fields__}
@@ -335,7 +335,7 @@ def settings_kept():
     threads, renderer = torch.get_num_threads(), plotly.io.renderers.default
     yield
     torch.set_num_threads(threads)
-    machine.set_dtype("float32")
+    settings.set_dtype("float32")
     plotly.io.renderers.default = renderer
 
 
@@ -349,7 +349,7 @@ def test_setup_prints_one_line(settings_kept, capsys, monkeypatch):
     assert plotly.io.renderers.default == "plotly_mimetype"
     sn.setup(threads=2, renderer="json", dtype="bfloat16")
     assert "bfloat16 · 2 threads" in capsys.readouterr().out
-    assert plotly.io.renderers.default == "json" and machine.dtype() == "bfloat16"
+    assert plotly.io.renderers.default == "json" and settings.dtype() == "bfloat16"
 
 
 @pytest.mark.parametrize(

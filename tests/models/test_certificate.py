@@ -13,6 +13,7 @@ import torch
 import specnb as sn
 from specnb.bench.families import FAMILIES
 from specnb.models import certificate, folders, gate, hf, llama, small
+from specnb.models import load as loading
 from specnb.models.hf import HFContext
 from specnb.models.miniature import miniatures, small_ids
 
@@ -39,7 +40,7 @@ def no_weights(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(hf, "_weights", fail)
+    monkeypatch.setattr(loading, "_weights", fail)
 
 
 # ------------------------------------------------------------------------------ what is remembered

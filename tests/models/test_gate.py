@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import specnb as sn
-from specnb.models import gate, hf, machine
+from specnb.models import gate, load, settings
 
 PROMPT = "Once upon a time"
 
@@ -56,7 +56,7 @@ def test_it_is_refused_before_weights_are_read(tmp_path, monkeypatch):
     """The folder holds a config that is refused and weights that would fail."""
     folder = Path(builders.llama(tmp_path / "m"))
     (folder / "config.json").write_text(config("mamba", vocab_size=300).to_json_string())
-    monkeypatch.setattr(hf, "_weights", None)
+    monkeypatch.setattr(load, "_weights", None)
     with pytest.raises(ValueError, match="cannot be taken back"):
         sn.load_model(str(folder), "cpu")
 
@@ -202,7 +202,7 @@ def test_what_generate_follows_and_we_do_not_is_named(tmp_path):
 
 def test_devices_and_what_they_need(tmp_path, monkeypatch):
     folder = builders.llama(tmp_path / "m")
-    for settings, words in (
+    for given, words in (
         ({"device": "mps"}, "float64"),
         ({"device": "cuda:x"}, "choose one of"),
         ({"device": "cpu", "quantization": "4bit"}, "needs a CUDA device"),
@@ -210,7 +210,7 @@ def test_devices_and_what_they_need(tmp_path, monkeypatch):
         ({"device": "cpu", "device_map": "auto"}, "leave it out"),
     ):
         with pytest.raises(ValueError, match=words):
-            sn.load_model(folder, **settings)
+            sn.load_model(folder, **given)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA device"):
         sn.load_model(folder, device="cuda:1")
@@ -220,7 +220,7 @@ def test_devices_and_what_they_need(tmp_path, monkeypatch):
 
 
 def test_the_format_that_setup_was_asked_for_holds_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(machine, "_dtype", dict(machine._dtype))
-    assert machine.dtype("cuda") == "auto" and machine.dtype("cpu") == "float32"
-    machine.set_dtype("float16", "cuda")
-    assert machine.dtype("cuda:1") == "float16" and machine.dtype("cpu") == "float32"
+    monkeypatch.setattr(settings, "_dtype", dict(settings._dtype))
+    assert settings.dtype("cuda") == "auto" and settings.dtype("cpu") == "float32"
+    settings.set_dtype("float16", "cuda")
+    assert settings.dtype("cuda:1") == "float16" and settings.dtype("cpu") == "float32"

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import specnb as sn
-from specnb.models import hf, machine, small
 from specnb.models import llama as lean
+from specnb.models import load, small
+from specnb.models import settings as formats
 from specnb.models.llama import Llama, why_not
 
 ROPES = {
@@ -275,7 +276,7 @@ def test_what_nobody_asked_for_is_not_refused(tmp_path, monkeypatch):
     from transformers import LlamaForCausalLM
 
     folder = builders.llama(tmp_path / "a")
-    monkeypatch.setattr(machine, "_dtype", {"cpu": "float16", "gpu": "auto"})
+    monkeypatch.setattr(formats, "_dtype", {"cpu": "float16", "gpu": "auto"})
     assert sn.load_model(folder, "cpu").dtype == torch.float16
     module = LlamaForCausalLM.from_pretrained(folder)
     module.model.layers[0].mlp.down_proj.weight.data[0, 0] = 1e5
@@ -288,7 +289,7 @@ def test_what_nobody_asked_for_is_not_refused(tmp_path, monkeypatch):
     assert (
         other.dtype == torch.float32 and other.runtime == "transformers runtime (model type gpt2)"
     )
-    monkeypatch.setattr(hf, "no_halves", lambda module: "no FBGEMM here for fp16 weights")
+    monkeypatch.setattr(load, "no_halves", lambda module: "no FBGEMM here for fp16 weights")
     words = sn.Pair(sn.load_model(folder, "cpu")).describe()
     assert "numpy, float32 for fp16 (no FBGEMM here for fp16 weights)" in words
 

@@ -15,8 +15,8 @@ from test_llama import ROPES
 
 import specnb as sn
 from specnb.models import hf, small
-from specnb.models.hf import EMBEDDED
 from specnb.models.llama import Llama, LlamaContext, has_halves, parts
+from specnb.models.load import EMBEDDED
 from specnb.models.small import SmallContext, SmallLlama, fits
 from specnb.sampling import Draws, Sampling
 from specnb.tree import path_to

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import specnb as sn
-from specnb.models import llama, machine
+from specnb.models import calibration, llama, settings
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +18,14 @@ def nothing_stays(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    machine.set_dtype("float32")
+    settings.set_dtype("float32")
 
 
 def test_cores_are_what_the_environment_allows(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
-    assert machine.cores() == 3
+    assert calibration.cores() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert 1 <= machine.cores() <= len(machine.os.sched_getaffinity(0))
+    assert 1 <= calibration.cores() <= len(calibration.os.sched_getaffinity(0))
 
 
 # One token and six, in milliseconds.
@@ -56,7 +56,7 @@ AVX512 = {
     ],
 )
 def test_the_fastest_block_wins_if_it_is_clearly_faster(ms, best):
-    assert machine.fastest(ms) == best
+    assert calibration.fastest(ms) == best
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_the_fastest_block_wins_if_it_is_clearly_faster(ms, best):
 )
 def test_plain_decoding_has_a_choice_of_its_own(ms, speculative, plain):
     named = {f"{threads} {dtype}": times for (threads, dtype), times in ms.items()}
-    found = machine.Choice(*machine.fastest(ms), named)
+    found = calibration.Choice(*calibration.fastest(ms), named)
     assert ((found.threads, found.dtype), found.plain) == (speculative, plain)
-    assert machine.Choice(*json.loads(json.dumps(found))).plain == plain  # as it is remembered
+    assert calibration.Choice(*json.loads(json.dumps(found))).plain == plain  # as it is remembered
 
 
 def test_who_names_a_format_gets_the_threads_that_are_best_for_it():
     ms = {"1 float32": [9.0, 9.0], "2 float32": [5.0, 5.0], "1 float16": [2.0, 2.0]}
-    found = machine.Choice(1, "float16", ms)
+    found = calibration.Choice(1, "float16", ms)
     assert [found.threads_for(kind) for kind in ("auto", "float32", "float16", "bfloat16")] == [
         1, 2, 1, 1,
     ]  # fmt: skip
@@ -84,40 +84,40 @@ def test_who_names_a_format_gets_the_threads_that_are_best_for_it():
 
 def test_words_for_fp16_say_what_runs(monkeypatch):
     monkeypatch.setattr(llama, "has_halves", lambda: True)
-    assert machine.words("float16") == "fp16 weights with float32 activations"
+    assert settings.words("float16") == "fp16 weights with float32 activations"
     monkeypatch.setattr(llama, "has_halves", lambda: False)
-    assert machine.words("float16") == "float32 (no FBGEMM here for fp16 weights)"
-    assert machine.words("bfloat16") == "bfloat16"
+    assert settings.words("float16") == "float32 (no FBGEMM here for fp16 weights)"
+    assert settings.words("bfloat16") == "bfloat16"
 
 
 def test_a_calibration_of_this_machine():
     torch.set_num_threads(2)
-    found = machine.calibrate(2)
+    found = calibration.calibrate(2)
     assert torch.get_num_threads() == 2  # as before
     assert f"{found.threads} {found.dtype}" in found.ms
     assert {key.split()[0] for key in found.ms} == {"1", "2"}
     assert all(value > 0 for pair in found.ms.values() for value in pair)
-    assert {key.split()[0] for key in machine.calibrate(1).ms} == {"1"}
+    assert {key.split()[0] for key in calibration.calibrate(1).ms} == {"1"}
 
 
 @pytest.mark.parametrize("here", [True, False])
 def test_formats_that_are_measured(here, monkeypatch):
-    monkeypatch.setattr(machine, "ROUNDS", 1)
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
     if not here or llama.has_halves():
         monkeypatch.setattr(llama, "has_halves", lambda: here)
-        formats = {key.split()[1] for key in machine.calibrate(1).ms}
+        formats = {key.split()[1] for key in calibration.calibrate(1).ms}
         assert formats == {"float32", "bfloat16"} | ({"float16"} if here else set())
 
 
 def test_what_an_older_version_has_measured_is_not_read(monkeypatch):
     """It knew two formats and did not try a single token in bfloat16 everywhere."""
-    right = machine.Choice(1, "float16", {"1 float16": [1.0, 2.0]})
-    monkeypatch.setattr(machine, "calibrate", lambda most: right)
+    right = calibration.Choice(1, "float16", {"1 float16": [1.0, 2.0]})
+    monkeypatch.setattr(calibration, "calibrate", lambda most: right)
     with monkeypatch.context() as older:
-        older.setattr(machine, "VERSION", machine.VERSION - 1)
-        older.setattr(machine, "calibrate", lambda most: machine.Choice(1, "float32", {}))
-        assert machine.choice().dtype == "float32"
-    assert machine.choice() == right
+        older.setattr(calibration, "VERSION", calibration.VERSION - 1)
+        older.setattr(calibration, "calibrate", lambda most: calibration.Choice(1, "float32", {}))
+        assert calibration.choice().dtype == "float32"
+    assert calibration.choice() == right
 
 
 def test_a_choice_is_made_once_per_number_of_cores(monkeypatch):
@@ -125,39 +125,39 @@ def test_a_choice_is_made_once_per_number_of_cores(monkeypatch):
 
     def calibrate(most):
         asked.append(most)
-        return machine.Choice(most, "float32", {"1 float32": [1.0, 2.0]})
+        return calibration.Choice(most, "float32", {"1 float32": [1.0, 2.0]})
 
-    monkeypatch.setattr(machine, "calibrate", calibrate)
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    first = machine.choice()
-    assert machine.choice() == first and asked == [1]
+    first = calibration.choice()
+    assert calibration.choice() == first and asked == [1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert machine.choice().threads == 2 and asked == [1, 2]
+    assert calibration.choice().threads == 2 and asked == [1, 2]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert machine.choice().threads == 1 and asked == [1, 2]
-    assert machine.choice(fresh=True) == first and asked == [1, 2, 1]
+    assert calibration.choice().threads == 1 and asked == [1, 2]
+    assert calibration.choice(fresh=True) == first and asked == [1, 2, 1]
 
 
 def test_a_damaged_cache_is_measured_again(tmp_path, monkeypatch):
-    right = machine.Choice(1, "float32", {"1 float32": [1.0, 2.0]})
-    monkeypatch.setattr(machine, "calibrate", lambda most: right)
+    right = calibration.Choice(1, "float32", {"1 float32": [1.0, 2.0]})
+    monkeypatch.setattr(calibration, "calibrate", lambda most: right)
     (tmp_path / "specnb").mkdir()
     for text in ("{", "[]", '{"x": 1}'):
         (tmp_path / "specnb" / "machine.json").write_text(text)
-        assert machine.choice() == right
+        assert calibration.choice() == right
     assert not list((tmp_path / "specnb").glob("machine.[0-9]*"))  # nothing half-written
 
 
 def test_a_home_that_cannot_be_written_to(tmp_path, monkeypatch):
-    right = machine.Choice(1, "float32", {"1 float32": [1.0, 2.0]})
-    monkeypatch.setattr(machine, "calibrate", lambda most: right)
+    right = calibration.Choice(1, "float32", {"1 float32": [1.0, 2.0]})
+    monkeypatch.setattr(calibration, "calibrate", lambda most: right)
     (tmp_path / "specnb").write_text("a file where the folder should be")
-    assert machine.choice() == right
+    assert calibration.choice() == right
 
 
 def test_models_follow_the_choice(tmp_path, monkeypatch, capsys):
-    choice = machine.Choice(1, "bfloat16", {"1 bfloat16": [1.0, 2.0]})
-    monkeypatch.setattr(machine, "calibrate", lambda most: choice)
+    choice = calibration.Choice(1, "bfloat16", {"1 bfloat16": [1.0, 2.0]})
+    monkeypatch.setattr(calibration, "calibrate", lambda most: choice)
     folder = builders.llama(tmp_path / "a")
     assert sn.load_model(folder, "cpu").dtype == torch.float32  # before set-up
     sn.setup(renderer="json")
@@ -174,8 +174,8 @@ def test_models_follow_the_choice(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not llama.has_halves(), reason="no FBGEMM")
 def test_setup_says_what_fp16_is(tmp_path, monkeypatch, capsys):
-    choice = machine.Choice(1, "float16", {"1 float16": [1.0, 2.0]})
-    monkeypatch.setattr(machine, "calibrate", lambda most: choice)
+    choice = calibration.Choice(1, "float16", {"1 float16": [1.0, 2.0]})
+    monkeypatch.setattr(calibration, "calibrate", lambda most: choice)
     sn.setup(renderer="json")
     said = capsys.readouterr().out
     assert "device cpu, fp16 weights with float32 activations · 1 thread" in said

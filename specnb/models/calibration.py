@@ -44,23 +44,6 @@ class Choice(NamedTuple):
         return {_key(name): times for name, times in self.ms.items()}
 
 
-_dtype = {"cpu": "float32", "gpu": "auto"}
-
-
-def dtype(device: str = "cpu") -> str:
-    """The number format of models that are loaded on a device with dtype="auto".
-
-    On a CPU float32 until `specnb.setup` has found a faster one: only there two ways of decoding
-    give equal greedy tokens whatever the kernels round. On a GPU "auto", which is as saved.
-    """
-    return _dtype["cpu" if device == "cpu" else "gpu"]
-
-
-def set_dtype(name: str, device: str = "cpu") -> None:
-    """What `dtype` gives from now on."""
-    _dtype["cpu" if device == "cpu" else "gpu"] = name
-
-
 def cores() -> int:
     """OMP_NUM_THREADS, else what the process may use: affinity and the container's quota."""
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -75,17 +58,6 @@ def cores() -> int:
         if allowed.isdecimal():
             found = min(found, math.ceil(int(allowed) / int(period)))
     return max(1, found)
-
-
-def words(dtype: str) -> str:
-    """What runs on this CPU where models are loaded in a number format, as it is printed."""
-    if dtype != "float16":
-        return dtype
-    from specnb.models.llama import has_halves
-
-    if has_halves():
-        return "fp16 weights with float32 activations"
-    return "float32 (no FBGEMM here for fp16 weights)"
 
 
 def choice(fresh: bool = False) -> Choice:
