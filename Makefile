@@ -1,9 +1,11 @@
 # Every target sets up what it needs; a second call goes straight to work.
 #   PYTHON       interpreter that creates the environment (3.11 or newer)
+#   WORKERS      processes of the tests
 #   TORCH_FLAGS  extra pip flags for torch alone, such as a CPU-only index:
 #                make run TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 TORCH_FLAGS ?=
+WORKERS ?= 2
 PY := .venv/bin/python
 STAMP := .venv/.installed
 COLAB := .venv-colab/bin/python
@@ -35,16 +37,16 @@ run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or O
 	$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")
 
 # A process per core, whole files each, so that models are loaded once. The slowest are listed.
-WORKERS ?= 2
 test: $(STAMP)  ## the tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
 
-# What a change needs at once; under a minute.
+# What a change needs at once; about a minute on two cores.
 check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a browser
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m "not slow and not notebook and not weights"
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile \
+		-m "not slow and not notebook and not weights"
 
 coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails below 95 %
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term -m "not slow" \

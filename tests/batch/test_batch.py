@@ -1135,6 +1135,7 @@ def test_a_dask_cluster_loses_a_worker(undisturbed, tmp_path):
     pd.testing.assert_frame_equal(same, lasting(whole).drop(columns="machine"))
 
 
+@pytest.mark.slow
 def test_nobody_at_the_address():
     with pytest.raises(ValueError, match="nobody answers there"):
         carry.cluster("tcp://127.0.0.1:9")

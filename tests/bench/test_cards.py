@@ -11,6 +11,7 @@ import specnb as sn
 from specnb.bench import cards, quality
 from specnb.scenes import examples, is_right, score
 
+pytestmark = pytest.mark.weights
 DATA = ROOT / "data"
 N = 40
 
@@ -54,6 +55,7 @@ def claims(figures: dict) -> dict[str, float]:
     return {**seen["caption"], **{t: seen[t]["right"] for t in ("conversation", "science")}}
 
 
+@pytest.mark.slow
 def test_the_target_card_does_not_overstate(figures, measured):
     for name, claimed in claims(figures).items():
         right, n = measured[name]
@@ -66,6 +68,7 @@ def test_an_overstated_claim_is_caught(measured):
     assert not overstated(right / n, right, n)
 
 
+@pytest.mark.slow
 def test_the_drafter_card_does_not_overstate(figures, pair):
     for task in ("caption", "conversation"):
         emitted, calls = [], []

@@ -37,6 +37,7 @@ def successor(*following: int, eos_ids=(), **more) -> TableModel:
 # ---- greedy
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from(DRAFTERS), st.sampled_from([None, PLAIN]))
 def test_greedy_equals_plain_decoding(seed, drafter, draft_sampling):
     """Whatever is drafted and however: token for token."""
@@ -158,6 +159,7 @@ def test_never_a_token_behind_the_end(seed, drafter):
     assert (run.finish == "eos") or len(ends) == 30
 
 
+@pytest.mark.slow
 @unchecked()
 def test_law_of_the_length_with_end_tokens():
     """Exact enumeration runs without end tokens, so the law of stopping is checked by sampling.
@@ -303,6 +305,7 @@ def synthetic_pair(acceptance: float, vocab_size: int = 8) -> Pair:
     return Pair(TableModel(uniform.log()[None]), TableModel(row.log()[None]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acceptance, length", [(0.6, 1), (0.7, 4), (0.9, 3)])
 def test_block_efficiency_is_what_theory_expects(acceptance, length):
     pair = synthetic_pair(acceptance)

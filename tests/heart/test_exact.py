@@ -106,6 +106,7 @@ def test_zeros_on_either_side(clip):
             assert (law.probs == 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft_sampling", [GREEDY, Sampling(0.6), Sampling(2.0), Sampling(1, 1)])
 def test_the_drafter_may_sample_otherwise(draft_sampling):
     for target, draft in (models(3, seed=11), models(4, seed=12)):
@@ -140,6 +141,7 @@ def test_target_law_against_a_product_by_hand():
 # ---- trees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab_size, width, depth", [(3, 2, 1), (4, 2, 1), (4, 3, 1), (3, 2, 2)])
 def test_siblings_without_replacement(vocab_size, width, depth):
     """Recursive rejection: each sibling is held against what its elder siblings left over."""
@@ -288,6 +290,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafter", SMALL, ids=lambda drafter: type(drafter).__name__)
 def test_shapes_hold_along_an_enumeration(drafter):
     """With the checks of shapes on, which `check_law` leaves out."""

@@ -506,6 +506,7 @@ def test_law_check_catches_a_wrong_rule_of_ones_own():
         check_law(*models(3, seed=2), Chain(2, verify=always), PLAIN, n_tokens=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_verify_copied_without_a_change(name, monkeypatch):
     """The copies themselves are sound: what turns red below is the deletion."""

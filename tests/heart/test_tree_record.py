@@ -278,6 +278,7 @@ def check_block(rows: list[TokenRow], block: BlockRow, eos_ids) -> None:
         assert not [row for row in drafted if row.parent == path[-1]]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6))
 def test_rows_of_random_runs(seed):
     record, pair = random_run(seed)

@@ -138,6 +138,7 @@ def disjoint():
 SHAPES = [((2,), 3), ((2,), 5), ((3,), 4), ((2, 1), 3), ((2, 1), 5), ((2, 2), 3), ((2, 2, 1), 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branching, vocab_size", SHAPES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tree_keeps_the_law(method, branching, vocab_size, unchecked):
@@ -151,6 +152,7 @@ def test_a_tree_keeps_the_law(method, branching, vocab_size, unchecked):
     assert law.outcomes["bonus",] and law.outcomes["correction",]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tree_at_every_sampling(method, unchecked):
     """Block after block, with text that remembers two tokens: a wrong cache would show."""
@@ -163,6 +165,7 @@ def test_a_tree_at_every_sampling(method, unchecked):
     check_law(target, draft, METHODS[method]((2, 1)), PLAIN, n_tokens=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tree_with_other_drafts_than_the_target_samples(method, unchecked):
     target, draft = models(3, seed=33)
@@ -197,6 +200,7 @@ def test_every_token_a_sibling_means_one_is_accepted(vocab_size, unchecked):
     assert exact.acceptance(target, draft, IIDTree((vocab_size,)), PLAIN) < 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["AdaEDL", "MaxConfidence adjusted", "SumEntropy"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_entropy_stopped_tree_keeps_the_law(method, rule, unchecked):
@@ -272,6 +276,7 @@ def beam_counts(n_rounds: int, drafter=BEAM, seed: int = 0) -> torch.Tensor:
     return counts
 
 
+@pytest.mark.slow
 def test_stochastic_beam_keeps_the_law(unchecked):
     target, _ = models(5, seed=39)
     wanted = exact.target_law(target, PLAIN, 2)
@@ -282,6 +287,7 @@ def test_stochastic_beam_keeps_the_law(unchecked):
     assert exact.distance(wanted, wanted.T) > bound  # the bound can fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "owner, name, old, new",
     [

@@ -124,6 +124,7 @@ def test_bootstrap_cells_are_equal():
     assert len(sources) == 1
 
 
+@pytest.mark.slow
 def test_bootstrap_runs_twice_and_from_a_subfolder():
     source = tagged(PATHS[0], "setup")[0].source
     code = f"source = {source!r}\nexec(source); exec(source); print(sys.path.count(str(ROOT)))"

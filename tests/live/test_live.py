@@ -808,6 +808,7 @@ async def until(true, seconds=30.0) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_slow_run_grows_on_the_screen():
     async def watch():
         began, panel = time.perf_counter(), slow_bench(slow.pair(), draft_length=1)
@@ -832,6 +833,7 @@ def test_a_slow_run_grows_on_the_screen():
     assert_followed(panel)
 
 
+@pytest.mark.slow
 def test_it_is_not_drawn_more_often_than_can_be_followed(monkeypatch):
     assert growth.REDRAW_S >= 1 / 8
     monkeypatch.setattr(growth, "REDRAW_S", 60.0)
@@ -872,6 +874,7 @@ def watched(panel) -> list:
     return begun
 
 
+@pytest.mark.slow
 def test_a_move_stops_the_run_under_way():
     async def move():
         panel = slow_bench(slow.pair())
@@ -895,6 +898,7 @@ def test_a_move_stops_the_run_under_way():
     assert done_by(panel._record) == done_by(same_at_once(panel))
 
 
+@pytest.mark.slow
 def test_of_moves_in_a_row_the_last_one_is_decoded():
     async def move():
         panel = slow_bench(slow.pair())
@@ -912,6 +916,7 @@ def test_of_moves_in_a_row_the_last_one_is_decoded():
     assert_followed(panel, seed=3, picture=2, method=str(panel.a.value()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["load", "switch"])
 def test_every_other_move_stops_it_too(stop, monkeypatch):
     """Loading other models, and a view that is switched while the plain run is under way."""
@@ -943,6 +948,7 @@ def test_every_other_move_stops_it_too(stop, monkeypatch):
         assert set(states(panel)) == {"figures", "tokens"}
 
 
+@pytest.mark.slow
 def test_the_plain_run_grows_and_goes_on_where_it_was_stopped():
     async def move():
         panel = slow_bench(slow.pair(), views=("figures", "time"))
@@ -974,6 +980,7 @@ def test_the_plain_run_grows_and_goes_on_where_it_was_stopped():
     assert plain.record().token_ids == alone.token_ids
 
 
+@pytest.mark.slow
 def test_two_slow_runs_grow_side_by_side():
     async def watch():
         panel = slow_bench(slow.pair(), against="RSD-S", mode="compare", draft_length=2)
@@ -993,6 +1000,7 @@ def test_two_slow_runs_grow_side_by_side():
         assert f"{tokens}{len(run.blocks)} target calls" in panel.views["aligned"].value
 
 
+@pytest.mark.slow
 def test_a_copy_is_of_a_finished_run():
     async def copy():
         panel = slow_bench(slow.pair(), views=("tokens", "figures"))
@@ -1011,6 +1019,7 @@ def test_a_copy_is_of_a_finished_run():
     assert done_by(panel._record) == done_by(same_at_once(panel))
 
 
+@pytest.mark.slow
 def test_without_a_loop_a_run_is_finished_at_once():
     panel = slow_bench(slow.pair())
     assert not panel.work.under_way and panel._record.finish == "length"
@@ -1028,6 +1037,7 @@ def test_what_is_quick_is_finished_at_once():
     assert_followed(asyncio.run(build()), seed=3)
 
 
+@pytest.mark.slow
 def test_what_was_slow_may_become_quick():
     async def move():
         panel = slow_bench(slow.pair())
@@ -1109,6 +1119,7 @@ class BreaksLater:
         return drafting
 
 
+@pytest.mark.slow
 def test_what_fails_half_way_is_said_in_words():
     async def move():
         panel = slow_bench(slow.pair())
@@ -1133,6 +1144,7 @@ def test_what_fails_half_way_is_said_in_words():
     assert_followed(asyncio.run(move()), method=str(Method(draft_length=1)))
 
 
+@pytest.mark.slow
 def test_a_move_on_another_thread():
     """JupyterLab hands moves over on a thread of their own: no two runs at once, the last one
     stands."""

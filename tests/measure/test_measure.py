@@ -90,6 +90,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("timed", [True, False])
 def test_rows_of_anything_else_are_not_taken(tmp_path, other, timed):
@@ -294,6 +295,7 @@ def counted(figures):
     ]
 
 
+@pytest.mark.slow
 def test_a_trial_run_leaves_nothing_behind_in_the_bench_on_stopping(small):
     stopping.measure(n=1)
     after = counted(stopping.measure(n=2))
@@ -302,6 +304,7 @@ def test_a_trial_run_leaves_nothing_behind_in_the_bench_on_stopping(small):
     assert "given what was chosen above" in stopping.table(stopping.measure(n=2))
 
 
+@pytest.mark.slow
 def test_a_trial_run_leaves_nothing_behind_in_the_bench_on_trees(small):
     trees.measure(n=1)
     after = trees.measure(n=2)

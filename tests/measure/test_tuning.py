@@ -40,6 +40,7 @@ def places(pair) -> dict[str, list[tuning.Place]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_replay_cuts_the_greedy_text_as_decoding_does(pair, places, rule):
     for prompt in PROMPTS:
@@ -52,6 +53,7 @@ def test_a_replay_cuts_the_greedy_text_as_decoding_does(pair, places, rule):
                 assert [b.drafted for b in found] == [b.n_drafted for b in real.blocks]
 
 
+@pytest.mark.slow
 def test_a_replay_that_forgets_the_bonus_is_caught(pair, places, monkeypatch):
     wrong = tuning.Block
     monkeypatch.setattr(tuning, "Block", lambda d, f, tokens: wrong(d, f, max(1, tokens - 1)))

@@ -40,6 +40,7 @@ def loaded(family, root, rows: int = 0) -> tuple[sn.Pair, Peer]:
     return pair, Peer(folder, pair.target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USED)
 def test_a_family_is_exact(name, tmp_path):
     row = judge(FAMILIES[name], tmp_path, certify=False)
@@ -65,6 +66,7 @@ def test_a_family_is_the_same_every_time(name, tmp_path):
     assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in USED if FAMILIES[name].sees])
 def test_the_picture_changes_the_answer(name, tmp_path):
     """Otherwise a lost picture would pass."""
@@ -117,6 +119,7 @@ def one_slot_too_many(pair, monkeypatch):
     monkeypatch.setattr(HFContext, "_keep", wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
@@ -157,6 +160,7 @@ def test_a_refusal_must_be_a_sentence_with_a_remedy():
 # ------------------------------------------------------------------------------------ vocabularies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
@@ -183,6 +187,7 @@ def test_pairs_whose_vocabularies_differ(name, rows, tmp_path):
 # --------------------------------------------------------------------------------- several pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava_llama", "qwen2_vl", "idefics3", "gemma3"])
 def test_several_pictures_in_one_prompt(name, tmp_path):
     pair, peer = loaded(FAMILIES[name], tmp_path)

@@ -90,6 +90,7 @@ def test_words_for_fp16_say_what_runs(monkeypatch):
     assert settings.words("bfloat16") == "bfloat16"
 
 
+@pytest.mark.slow
 def test_a_calibration_of_this_machine():
     torch.set_num_threads(2)
     found = calibration.calibrate(2)

@@ -65,6 +65,7 @@ def picture_for(model) -> object:
 # ------------------------------------------------------------------------------ greedy equality
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_greedy_output_is_plain_decoding_and_generate(pairs, name):
     pair = pairs[name]
@@ -79,6 +80,7 @@ def test_greedy_output_is_plain_decoding_and_generate(pairs, name):
         assert run.token_ids == plain.token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", EVERY)
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_greedy_output_of_every_method_is_plain_decoding(pairs, name, method):
@@ -216,11 +218,13 @@ def _rewound(context, path):
 # ----------------------------------------------------------------------------------------- caches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_rows_equal_a_fresh_prefill_after_every_kind_of_round(pairs, name):
     assert worst_cache_error(pairs[name].target, picture_for(pairs[name].target)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava by transformers", "llama by transformers"])
 def test_rows_with_eager_attention(pairs, name, monkeypatch):
     """Eager attention adds the mask to the scores: a mask of True and False would hide nothing."""
@@ -279,6 +283,7 @@ def worst_cache_error(model, image, rounds: int = 20) -> float:
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "llava lean", "llama", "llama lean"])
 @pytest.mark.parametrize("planted", ["one kept too many", "one too far back", "not gathered"])
 def test_a_wrong_rollback_of_the_lean_cache_is_caught(pairs, name, planted, monkeypatch):
@@ -442,11 +447,13 @@ def second_token_p_value(pair, runs: int = 2000) -> float:
     return float(stats.chisquare(seen, wanted, sum_check=False).pvalue)
 
 
+@pytest.mark.slow
 def test_the_law_of_the_second_token(folders):
     pair = sn.load_pair(folders["llama"], folders["llama_near"], device="cpu")
     assert second_token_p_value(pair) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_same_check_catches_a_missing_residual(folders, monkeypatch):
     pair = sn.load_pair(folders["llama"], folders["llama_near"], device="cpu")
     monkeypatch.setattr("specnb.verify.residual", lambda target_probs, draft_probs: target_probs)

@@ -74,6 +74,7 @@ def modules(config, seed: int = 0, dtype=torch.float32):
     return made[0], made[1], Llama.of(made[1])
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(config=configs(), seed=st.integers(0, 9), n=st.integers(1, 20))
 def test_logits_are_those_of_transformers(config, seed, n):

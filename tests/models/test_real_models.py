@@ -24,6 +24,7 @@ def pair() -> sn.Pair:
     return sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"), device="cpu")
 
 
+@pytest.mark.slow
 def test_greedy_equality_and_end_token(pair):
     pair.target.eos_ids = frozenset([1])  # their config says 2; they end a story with 1
     peer = sn.load_model(pair.target.path, "cpu", runtime="transformers")
@@ -35,6 +36,7 @@ def test_greedy_equality_and_end_token(pair):
         assert run.token_ids == plain.token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", EVERY)
 def test_greedy_output_of_every_method(pair, method):
     plain = sn.autoregressive(pair.target, PROMPTS[0], max_new_tokens=60)
@@ -49,6 +51,7 @@ def test_greedy_output_of_every_method(pair, method):
     assert len(run.blocks) < 60  # some drafts were kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_block_efficiency_is_the_reference_one(pair, temperature):
     for length, reference in (GREEDY if temperature == 0 else SAMPLED).items():

@@ -132,6 +132,7 @@ def worst_error(module, model, seed: int, n_prompt: int, rounds: int = 4) -> flo
     return worst
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(config=configs(), seed=st.integers(0, 9), n=st.integers(1, 40))
 def test_logits_and_laws_are_those_of_transformers(config, seed, n):

@@ -95,6 +95,7 @@ def test_other_names_pass_unchanged(cache, name):
     assert smollm2.named(name) == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -228,6 +229,7 @@ def test_a_drafter_by_its_text_is_what_drafts():
         assert "so it is a chain" not in lesson.remarks(other, pair)
 
 
+@pytest.mark.slow
 def test_a_lookup_is_tuned_by_timing_it():
     pair, sampling = slow.pair(seconds=0.002, draft=False), sn.Sampling(0.0)
     pair.target.tokenizer = object()  # it knows words, by itself

@@ -132,6 +132,7 @@ def test_repeated_and_invented_things_and_gibberish():
         assert parse(text) is None
 
 
+@pytest.mark.slow
 def test_the_order_of_mention_gives_nothing_away():
     first, n = Counter(), 0
     for item in examples("caption", 3000, 6):

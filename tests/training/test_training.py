@@ -39,6 +39,7 @@ def start(folder: Path, pause: float) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole, 0.0).wait() == 0
