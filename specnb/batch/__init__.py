@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from specnb import arguments, paths
-from specnb.batch import carry, pages
+from specnb.batch import export
 from specnb.batch.collect import collect, report
 from specnb.batch.estimate import estimates
 from specnb.batch.plan import Plan, plan_of, read_sweep
+from specnb.batch.scheduler import carry_out, cluster, finished
 
 __all__ = [
     "Plan",
@@ -46,7 +47,7 @@ def run(
     A failing notebook does not stop the others; what is finished there is not run again. Raises
     ValueError before anything runs when a notebook is missing or a parameter is wrong.
     """
-    return carry.carry_out(plan_of(notebooks, [parameters or {}]), Path(out_dir))
+    return carry_out(plan_of(notebooks, [parameters or {}]), Path(out_dir))
 
 
 def sweep(
@@ -54,8 +55,8 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Carries a plan out, on this machine or on the Dask cluster at `scheduler`; a row per run."""
     folder = Path(out_dir or paths.runs() / (plan.name or "sweep"))
-    executor = (lambda: carry.cluster(scheduler)) if scheduler else None
-    return carry.carry_out(plan, folder, executor)
+    executor = (lambda: cluster(scheduler)) if scheduler else None
+    return carry_out(plan, folder, executor)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -85,7 +86,7 @@ def listed(plan: Plan, folder: Path) -> str:
     paths.need_folder("out", folder)
     lines = []
     for one in plan.runs:
-        state = "finished" if carry.finished(folder, one) else "to run"
+        state = "finished" if finished(folder, one) else "to run"
         lines.append(f"{state:8}  {one.id}  {one}")
     todo = sum(line.startswith("to run") for line in lines)
     return "\n".join([*lines, f"{todo} of {len(lines)} runs to do in {folder}"])
@@ -152,7 +153,7 @@ def _run(given: argparse.Namespace) -> int:
     out_dir = Path(given.out or paths.runs() / f"{datetime.now():%Y%m%d-%H%M%S}")
     rows = run(notebooks, out_dir, {name: _value(text) for name, text in given.p})
     print(table(rows), f"\nresults: {out_dir}", sep="\n")
-    print(f"to read: {pages.write(out_dir)[-1]}")
+    print(f"to read: {export.write(out_dir)[-1]}")
     return _code(rows)
 
 
@@ -185,5 +186,5 @@ def _after(given: argparse.Namespace) -> int:
     elif given.command == "report":
         print(f"to read: {report(given.folder)}")
     else:
-        print(*pages.write(given.folder), sep="\n")
+        print(*export.write(given.folder), sep="\n")
     return 0

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specnb.batch.carry import PLAN
 from specnb.batch.execute import read_row
+from specnb.batch.scheduler import PLAN
 from specnb.files import finite, missing_words, write_whole
 from specnb.paths import NOTEBOOKS, ROOT, need_share
 
@@ -112,7 +112,7 @@ def report(folder: str | Path) -> Path:
     """
     import papermill
 
-    from specnb.batch import pages
+    from specnb.batch import export
 
     need_share()
     folder = Path(folder).resolve()
@@ -129,6 +129,6 @@ def report(folder: str | Path) -> Path:
         )
     except papermill.PapermillExecutionError as error:
         raise RuntimeError(f"the report stopped: {error.ename}: {error.evalue}") from error
-    body, _ = pages.page(executed)
+    body, _ = export.page(executed)
     write_whole(folder / "report.html", body)
     return folder / "report.html"

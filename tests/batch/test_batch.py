@@ -24,7 +24,7 @@ import pytest
 from places import ROOT
 
 from specnb import batch, files
-from specnb.batch import carry, collect, configs, estimates, plan, plan_of, read_sweep
+from specnb.batch import collect, configs, estimates, plan, plan_of, read_sweep, scheduler
 from specnb.batch.execute import execute, finished, read_row
 from specnb.bench.batch import CUT
 
@@ -552,7 +552,7 @@ def test_results_cannot_go_where_a_file_stands(tmp_path, capsys, monkeypatch, wh
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(carry, "local", lambda plan: pytest.fail("a worker was started"))
+    monkeypatch.setattr(scheduler, "local", lambda plan: pytest.fail("a worker was started"))
     said = "a file" if "file" in where else "a link to nowhere"
     at = "this" if "/" not in where else str(tmp_path / where.partition("/")[0])
     for argv in (["run", "a.ipynb"], ["sweep", "s.yml"], ["sweep", "s.yml", "--dry-run"]):
@@ -774,7 +774,7 @@ def test_figures_that_are_no_numbers_are_missing_and_named_once(tmp_path, capsys
     assert table["figure.n"][0] == 3 and table["block_efficiency"][0] == 3.0
     raw = (out / "table.csv").read_text().lower()
     assert "nan" not in raw and ",-inf" not in raw
-    batch.pages.write(out)
+    batch.export.write(out)
     assert "<dt>ratio</dt><dd>missing</dd>" in (out / "index.html").read_text()
 
 
@@ -889,7 +889,7 @@ def test_the_death_of_a_worker_costs_no_run(tmp_path, always):
 
 @pytest.mark.notebook
 def test_a_pool_may_break_while_runs_are_handed_out(tmp_path, monkeypatch):
-    real, pools = carry.local, []
+    real, pools = scheduler.local, []
 
     def local(plan):
         pools.append(real(plan))
@@ -901,7 +901,7 @@ def test_a_pool_may_break_while_runs_are_handed_out(tmp_path, monkeypatch):
             monkeypatch.setattr(pools[0], "submit", submit)
         return pools[-1]
 
-    monkeypatch.setattr(carry, "local", local)
+    monkeypatch.setattr(scheduler, "local", local)
     (row,) = batch.run([make_notebook(tmp_path, "a", WRITES)], tmp_path / "out")
     assert row["status"] == "ok" and len(pools) == 2
 
@@ -976,9 +976,9 @@ def work(path):
 """
 STARTS = """import sys
 from at_work import work
-from specnb.batch import carry, plan
+from specnb.batch import plan, scheduler
 
-carry.local(plan.Plan(())).submit(work, sys.argv[1]).result()
+scheduler.local(plan.Plan(())).submit(work, sys.argv[1]).result()
 """
 
 
@@ -1124,7 +1124,7 @@ def test_a_dask_cluster_loses_a_worker(undisturbed, tmp_path):
         with Client(address, timeout=60) as client:
             client.wait_for_workers(2, timeout=60)
         with pytest.raises(ValueError, match="3 tasks at once; start dask worker"):
-            carry.cluster(address)
+            scheduler.cluster(address)
     finally:
         for process in processes:
             os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
@@ -1138,7 +1138,7 @@ def test_a_dask_cluster_loses_a_worker(undisturbed, tmp_path):
 @pytest.mark.slow
 def test_nobody_at_the_address():
     with pytest.raises(ValueError, match="nobody answers there"):
-        carry.cluster("tcp://127.0.0.1:9")
+        scheduler.cluster("tcp://127.0.0.1:9")
 
 
 # ---- collected

@@ -437,3 +437,23 @@ def test_doctor_reports_every_reason(monkeypatch, capsys):
 def test_doctor_on_the_embedded_pair():
     lines = list(doctor.decoding())
     assert any(line.startswith("block efficiency") for line in lines)
+
+
+def test_what_users_import_stays_where_it_is():
+    """Notebooks and scripts of others name these; whatever moves inside, the doors stay."""
+    import importlib
+
+    import specnb as sn
+
+    for module, name in (
+        ("specnb.batch", "read_sweep"),
+        ("specnb.batch", "plan_of"),
+        ("specnb.models.hf", "as_picture"),
+        ("specnb.models.hf", "HFModel"),
+        ("specnb.models", "load_pair"),
+        ("specnb.decode", "Block"),
+        ("specnb.notebook", "items"),
+    ):
+        assert callable(getattr(importlib.import_module(module), name)), f"{module}.{name}"
+    assert sn.checks.__name__ == "specnb.checks" and callable(sn.RunConfig.from_notebook)
+    assert callable(sn.views.laws) and callable(sn.Decoding) and callable(sn.Request)

@@ -11,7 +11,7 @@ import pytest
 from axe import CORNERS, complaints
 
 from specnb import batch
-from specnb.batch import pages
+from specnb.batch import export
 
 FORMULA = "Then $1 + \\alpha^2$ tokens, `$not$ this`.\n\n```\n$nor$ this\n```\n\n$$\\sqrt{x}$$"
 FOLD = "<details><summary>Hint</summary>\n\nTry **this**.\n\n</details>"
@@ -27,7 +27,10 @@ def folder(tmp_path):
     """A run of two notebooks, the second of which failed before its first cell."""
     figure = go.Figure(go.Bar(x=["a", "b"], y=[1, 2], name="</script><b>"))
     figures = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
-    widget = {pages.WIDGET: {"model_id": "1"}, "text/plain": "VBox(children=(IntSlider(value=5),))"}
+    widget = {
+        export.WIDGET: {"model_id": "1"},
+        "text/plain": "VBox(children=(IntSlider(value=5),))",
+    }
     code = nbformat.v4.new_code_cell("figure")
     code.outputs = [
         output(widget),
@@ -55,7 +58,7 @@ def folder(tmp_path):
 
 
 def test_a_page_needs_nothing_from_elsewhere(folder):
-    page, index = pages.write(folder)
+    page, index = export.write(folder)
     assert (page.name, index.name) == ("00_one-1.html", "index.html")
     body = page.read_text()
     assert page.stat().st_size < 6e6
@@ -67,19 +70,19 @@ def test_a_page_needs_nothing_from_elsewhere(folder):
 
 
 def test_formulas_become_mathml_and_code_does_not(folder):
-    body = pages.write(folder)[0].read_text()
+    body = export.write(folder)[0].read_text()
     assert "<msup>" in body and "<msqrt>" in body and 'display="block"' in body
     assert "$not$ this" in body and "$nor$ this" in body and "\\alpha" not in body
 
 
 def test_folds_keep_what_is_in_them(folder):
-    body = pages.write(folder)[0].read_text()
+    body = export.write(folder)[0].read_text()
     fold = re.search(r"<details>.*?</details>", body, re.S)[0]
     assert "<strong>this</strong>" in fold
 
 
 def test_the_index_shows_every_notebook(folder):
-    text = pages.write(folder)[-1].read_text()
+    text = export.write(folder)[-1].read_text()
     assert '<a href="00_one-1.html">' in text and "data:image/svg+xml;base64" in text
     assert "<dt>tau</dt><dd>3.14</dd>" in text
     assert "01_&lt;b&gt;" in text and "no &lt;i&gt;" in text and '"01_<b>' not in text
@@ -91,7 +94,7 @@ def test_a_foreign_row_writes_nothing_outside(folder, capsys):
     victim.write_bytes((folder / "00_one-1.ipynb").read_bytes())
     rows += [rows[0] | {"id": "../victim"}, {"id": "x"}, 3]
     (folder / "summary.json").write_text(json.dumps(rows))
-    assert len(pages.write(folder)) == 2 and not victim.with_suffix(".html").exists()
+    assert len(export.write(folder)) == 2 and not victim.with_suffix(".html").exists()
     said = capsys.readouterr().err
     assert "'../victim' is no plain name" in said and "no JSON object" in said
 
@@ -109,7 +112,7 @@ def test_command_line(folder, capsys):
 @pytest.mark.weights
 def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
     folder, rows = executed
-    written = pages.write(folder)
+    written = export.write(folder)
     context = chrome.new_context(viewport={"width": 1280, "height": 2000}, offline=True)
     foreign, errors, inside = [], [], ("file:", "data:", "blob:")
     for path in written:
