@@ -26,10 +26,11 @@ def slow():
 
 def test_a_ratio_is_the_median_over_prompts():
     def runs(*seconds):
-        return [speed.Run(s, (1, 2), 1) for s in seconds]
+        return [speed.Run(s, (1, 2), 1, 2 * s + 1) for s in seconds]
 
     found = speed.ratio(runs(4.0, 6.0, 100.0), runs(2.0, 2.0, 1.0))
     assert found["ratio"] == 3.0 and found["low"] == 2.0 and found["high"] == 100.0
+    assert speed.with_prefill(runs(4.0, 6.0, 100.0), runs(2.0, 2.0, 1.0))["ratio"] == 2.6
     assert runs(4.0)[0].ms_per_token == 2000.0
     assert speed.middle(runs(4.0, 6.0, 100.0)) == 3000.0
 
@@ -95,10 +96,13 @@ def test_a_small_measurement(monkeypatch):
     figures = speed.measure(n=1)
     assert torch.get_num_threads() == threads
     said = speed.table(figures)
-    for name in (*speed.BARS, "AdaEDL", "tree", "plain, int8", "greedy texts", "sn.tune"):
+    for name in (*speed.BASES[:4], "AdaEDL", "tree", "plain, int8", "greedy texts", "sn.tune"):
         assert name in said, name
     assert "WRONG" not in said and "nan" not in said.replace("  nan", "")
     cell = figures["cells"][0]
     assert cell["rows"]["plain"]["over plain"]["ratio"] == 1.0
     assert cell["fastest"] in cell["rows"]
-    assert set(figures["bars"]) == {*speed.BARS, "measured / predicted"}
+    assert set(figures["bars"]) == {*speed.BASES[:4], "measured / predicted"}
+    assert figures["machine"] in said and figures["bars"]["plain"]["with prefill"] > 0
+    formats = {"float32", "bfloat16"} | ({"float16"} if llama.has_halves() else set())
+    assert set(cell["identity"]) == formats

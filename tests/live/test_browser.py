@@ -22,6 +22,7 @@ PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.weights]
 
 PANEL = """import time
+from dataclasses import dataclass
 
 import specnb as sn
 
@@ -39,6 +40,16 @@ class Slow:
 class Broken:
     def start(self, pair, prompt, image, sampling):
         raise RuntimeError("an <own> bug")
+
+
+@dataclass(frozen=True)
+class Mine:
+    length: int = sn.knob(4, least=1, upto=9, words="tokens that are guessed")
+    share: float = sn.knob(0.5, least=0, most=1, step=0.25, words="of something")
+    calm: bool = sn.knob(False, words="whether to wait")
+
+    def start(self, pair, prompt, image, sampling):
+        return sn.Chain(self.length).start(pair, prompt, image, sampling)
 
 
 bench = sn.live.workbench(
@@ -292,6 +303,38 @@ def test_every_slider_to_both_ends_and_between(desk, method, name):
         desk.page.wait_for_timeout(50)
     assert least < value < most and abs(value - (least + most) / 2) <= (most - least) / 8
     shows(value)
+
+
+def test_the_knobs_of_a_class_of_ones_own(desk):
+    """Its sliders write the text, the text moves its sliders, and the views follow both."""
+    desk.method(OWN)
+    field = desk.part(".snb-set-path input")
+    field.fill("__main__:Mine(length=2)")
+    desk.page.keyboard.press("Enter")
+    desk.follows(method="__main__:Mine(length=2)")
+    assert "tokens that are guessed" in desk.part(".snb-set-length").inner_html()
+    for name, key, text in (
+        ("length", "End", "__main__:Mine(9)"),
+        ("length", "Home", "__main__:Mine(1)"),
+        ("share", "ArrowRight", "__main__:Mine(1, 0.75)"),
+        ("share", "End", "__main__:Mine(1, 1.0)"),
+    ):
+        desk.part(f".snb-set-{name} .noUi-handle").focus()
+        desk.page.keyboard.press(key)
+        desk.knows("bench.a.controls['path'].value", text)
+        desk.follows(method=text)
+    desk.part(".snb-set-calm input").click()
+    desk.follows(method="__main__:Mine(1, 1.0, True)")
+    longest = desk.kernel.value("max(b.n_drafted for b in bench._record.blocks)")
+    assert longest == 1
+    field.fill("__main__:Mine(length=7)")
+    desk.page.keyboard.press("Enter")
+    desk.follows(method="__main__:Mine(length=7)")
+    shown = desk.part(".snb-set-length .widget-readout").inner_text()
+    assert shown == "7" and untidy(desk.page) == []
+    desk.method("chain")
+    desk.follows(method="chain")
+    assert not desk.part(".snb-set-length").is_visible()
 
 
 def test_the_methods_by_keyboard(desk):
