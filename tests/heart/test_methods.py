@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import ROOT
 from toys import check_law, models
 
 import specnb as sn
@@ -345,3 +348,31 @@ def test_a_sweep_with_a_drafter_and_what_it_overrides_is_refused(folder):
         batch.read_sweep(folder / "sweep.yml")
     with pytest.raises(ValueError, match="did you mean Chain?"):
         plan_of_drafters(folder, "Chian(2)")
+
+
+def test_a_name_that_another_package_registers(tmp_path):
+    """An installed distribution with an entry point, in a process of its own."""
+    (tmp_path / "guesses.py").write_text(MINE.replace("import helper\n", ""))
+    info = tmp_path / "guesses-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guesses\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[specnb.methods]\nHalf = guesses:Half\nGone = guesses:Nothing\n"
+    )
+    code = """
+import specnb as sn
+from specnb import methods
+half = sn.method("Half(7, share=0.25)")
+print(type(half).__module__, half.share, sn.name_of(half), "Half" in methods.known())
+print(set(methods.knobs_in("Half(3)")))
+for text in ("Gone(1)", "Hafl(1)"):
+    try: sn.method(text)
+    except ValueError as error: print(error)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    found, named, gone, near = done.stdout.splitlines()
+    assert found == "guesses 0.25 Half(7, share=0.25) True"
+    assert "share" in named and "draft_length" in named
+    assert "Gone, which another package registers, cannot be imported" in gone
+    assert "did you mean Half?" in near
