@@ -49,7 +49,7 @@ check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a 
 		-m "not slow and not notebook and not weights"
 
 coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails below 95 %
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term -m "not slow" \
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing \
 		tests/heart --ignore=tests/heart/test_planted_bugs.py
 
 # The packages that Colab has, older than those of the lock: there, nothing is installed.
