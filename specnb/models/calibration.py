@@ -148,7 +148,7 @@ def _key(name: str) -> tuple[int, str]:
 def _random_model(name: str) -> Callable[[int], object]:
     import torch
 
-    from specnb.models.llama import Llama, Shape
+    from specnb.models.llama import Llama, Shape, Weights
 
     halves = name == "float16"
     kind = torch.float32 if halves else getattr(torch, name)
@@ -164,7 +164,7 @@ def _random_model(name: str) -> Callable[[int], object]:
     table = weight(SHAPE["vocab"], width)
     inv_freq = 1e4 ** -(torch.arange(0, dim, 2) / dim)
     shape = Shape(heads, heads, dim, 1e-6)
-    llama = Llama(shape, table, layers, table, inv_freq, halves=halves)
+    llama = Llama(Weights(shape, table, layers, table, inv_freq, halves=halves))
     cache, length = llama.empty_cache(160).zero_(), 128
 
     def run(size: int):

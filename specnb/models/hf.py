@@ -90,9 +90,9 @@ class HFModel:
         self.runtime = f"transformers runtime ({reason})"
         if not reason:
             weights = parts(module, halves)
-            self.llama, self.runtime = Llama(*weights), "lean runtime"
+            self.llama, self.runtime = Llama(weights), "lean runtime"
             if runtime == "auto" and fits(module.config, self.device.type, module.dtype):
-                self.small, self.runtime = SmallLlama(*weights), "lean runtime in numpy"
+                self.small, self.runtime = SmallLlama(weights), "lean runtime in numpy"
             if halves:
                 self.runtime += ", fp16 weights with float32 activations"
 

@@ -115,26 +115,33 @@ class Layer(NamedTuple):
     down: Callable[[Tensor], Tensor]
 
 
-class Llama:
-    """Weights, fused and folded once, and the forward pass; shared by all contexts.
+class Weights(NamedTuple):
+    """The weights of a Llama, fused and folded once.
 
     `layers` holds (qkv, out, gate and up, down) matrices, [out, in] each; `inv_freq` are the
     rotary frequencies. The gains of the norms, times the root of the width, are in the matrices;
-    `gain` is that of the last norm where it is not in the head. With `halves` the matrices, which
-    are float32, are kept in fp16, and all else is float32.
+    `gain` is that of the last norm where it is not in the head. `halves` says that the matrices,
+    which are float32, hold numbers of fp16.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        embedding,
-        layers,
-        head,
-        inv_freq,
-        rope_scale: float = 1.0,
-        gain: Tensor | None = None,
-        halves: bool = False,
-    ):
+    shape: Shape
+    embedding: Tensor
+    layers: Sequence[tuple[Tensor, ...]]
+    head: Tensor
+    inv_freq: Tensor
+    rope_scale: float = 1.0
+    gain: Tensor | None = None
+    halves: bool = False
+
+
+class Llama:
+    """The forward pass over weights; shared by all contexts.
+
+    With `weights.halves` the matrices are kept in fp16, and all else is float32.
+    """
+
+    def __init__(self, weights: Weights):
+        shape, embedding, layers, head, inv_freq, rope_scale, gain, halves = weights
         self.shape, self.embedding, self.gain = shape, embedding, gain
         self.inv_freq, self.rope_scale = inv_freq.float(), rope_scale
         size = sum(weight.numel() for layer in layers for weight in layer) + head.numel()
@@ -152,7 +159,7 @@ class Llama:
     @classmethod
     def of(cls, module, halves: bool = False) -> Llama:
         """The language model of a transformers module, which goes on with the same memory."""
-        return cls(*parts(module, halves))
+        return cls(parts(module, halves))
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """[n, width]"""
@@ -234,8 +241,8 @@ class Llama:
 
 
 @torch.no_grad()
-def parts(module, halves: bool = False) -> tuple:
-    """The arguments of `Llama` from the language model of a transformers module.
+def parts(module, halves: bool = False) -> Weights:
+    """The weights of the language model of a transformers module.
 
     The module goes on with the same memory. With `halves` its matrices are rounded to fp16, too: it
     stays the same function, in float32 throughout. None may reach beyond fp16 (see `largest`).
@@ -264,7 +271,7 @@ def parts(module, halves: bool = False) -> tuple:
     head = module.lm_head.weight
     head = _rounded(head, halves) if halves else _scaled(head, gain)
     rope = rotary.inv_freq, rotary.attention_scaling
-    return shape, table, layers, head, *rope, gain if halves else None, halves
+    return Weights(shape, table, layers, head, *rope, gain if halves else None, halves)
 
 
 class LlamaContext(Context):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specnb.models.base import Context
-from specnb.models.llama import LlamaContext, Shape
+from specnb.models.llama import LlamaContext, Weights
 
 if TYPE_CHECKING:
     from specnb.models.hf import HFModel
@@ -48,23 +48,13 @@ def fits(config, device: str, dtype: torch.dtype | None) -> bool:
 
 
 class SmallLlama:
-    """Weights and the forward pass; shared by all contexts. The arguments are those of `Llama`.
+    """The forward pass over weights, which are kept in float32; shared by all contexts.
 
-    A single row has no axis of its own on its way through the layers: that saves calls. Weights are
-    kept in float32; with `halves` they have been rounded to fp16 before.
+    A single row has no axis of its own on its way through the layers: that saves calls.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        embedding,
-        layers,
-        head,
-        inv_freq,
-        rope_scale: float = 1.0,
-        gain: Tensor | None = None,
-        halves: bool = False,
-    ):
+    def __init__(self, weights: Weights):
+        shape, embedding, layers, head, inv_freq, rope_scale, gain, _ = weights
         n_heads, n_kv, dim, eps = shape
         self.shape, self.floor = shape, embedding.shape[1] * eps
         self.inv_freq, self.rope_scale = inv_freq.float(), rope_scale

@@ -73,7 +73,7 @@ class Bare:
 
     def __init__(self, module):
         weights = parts(module)
-        self.llama, self.small = Llama(*weights), SmallLlama(*weights)
+        self.llama, self.small = Llama(weights), SmallLlama(weights)
         self.max_positions = module.config.max_position_embeddings
         self.image_token_id = None
 
