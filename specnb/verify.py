@@ -79,7 +79,7 @@ def verify(
     check_rows(tree)
     outcome = rule(tree, root_probs, node_probs, draws, eos_ids)
     if callable(tree.rule):
-        check_outcome(tree, outcome, eos_ids)
+        check_outcome(tree, outcome, eos_ids, root_probs.shape[-1])
     return outcome
 
 
@@ -167,7 +167,7 @@ def check_rows(tree: DraftTree) -> None:
             )
 
 
-def check_outcome(tree: DraftTree, outcome: Any, eos_ids: Set[int]) -> None:
+def check_outcome(tree: DraftTree, outcome: Any, eos_ids: Set[int], vocab_size: int) -> None:
     """ValueError where what a rule of one's own decided cannot be said by any text."""
     wrong = ""
     if not isinstance(outcome, Outcome):
@@ -181,6 +181,8 @@ def check_outcome(tree: DraftTree, outcome: Any, eos_ids: Set[int]) -> None:
         ended = bool(outcome.path) and tree.tokens[outcome.path[-1]] in eos_ids
         if ended != (outcome.token is None):
             wrong = "a token of the target's own follows, unless the path ends with an end token"
+        elif outcome.token is not None and not 0 <= outcome.token < vocab_size:
+            wrong = f"its token {outcome.token} is no id from 0 to {vocab_size - 1}"
         elif any(tree.tokens[node] in eos_ids for node in outcome.path[:-1]):
             wrong = "its path goes on behind an end token"
         elif outcome.token is not None and outcome.final_probs is None:

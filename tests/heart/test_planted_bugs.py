@@ -420,6 +420,8 @@ def rules_of_ones_own(function) -> None:
         (replace(good, path=(0, 1)), "a token of the target's own follows, unless"),
         (replace(good, token=None), "a token of the target's own follows, unless"),
         (Outcome((), None, None, None, ()), "a token of the target's own follows, unless"),
+        (replace(good, token=4), "its token 4 is no id from 0 to 3"),
+        (replace(good, token=-1), "its token -1 is no id"),
         (replace(good, final_probs=None), "does not say from which law"),
         (replace(good, final="forced"), "final='forced' is none of plain, correction, bonus"),
     ):
