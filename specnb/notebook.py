@@ -7,7 +7,13 @@ writes the project's address into the notebooks.
 from __future__ import annotations
 
 from specnb.lesson.address import write_address
-from specnb.lesson.config import ReportConfig, RunConfig, StoppingConfig, TreeConfig
+from specnb.lesson.config import (
+    DraftModelConfig,
+    ReportConfig,
+    RunConfig,
+    StoppingConfig,
+    TreeConfig,
+)
 from specnb.lesson.panel import panel
 from specnb.lesson.prompts import Item, by_task, items
 from specnb.lesson.results import measure, save_row
@@ -16,6 +22,7 @@ from specnb.paths import ROOT
 
 __all__ = [
     "ROOT",
+    "DraftModelConfig",
     "Item",
     "ReportConfig",
     "RunConfig",

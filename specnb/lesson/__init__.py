@@ -5,6 +5,6 @@ set-up (setup.py), parameters (config.py), prompts (prompts.py), what is shown (
 kept (results.py), and the address of the project (address.py).
 """
 
-from specnb.lesson.pair import chosen, drafter, items, methods, own, remarks
+from specnb.lesson.pair import by_task, chosen, drafter, items, methods, own, remarks
 
-__all__ = ["chosen", "drafter", "items", "methods", "own", "remarks"]
+__all__ = ["by_task", "chosen", "drafter", "items", "methods", "own", "remarks"]

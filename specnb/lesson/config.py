@@ -92,7 +92,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class StoppingConfig(RunConfig):
+class DraftModelConfig(RunConfig):
+    """Parameters of the lessons that are about what a draft model does, so they need one."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.target and not self.draft:
+            raise ValueError(
+                f"target={self.target!r} without draft: this lesson looks at what a draft model "
+                "does; give draft=, a small model with the target's tokenizer, or take lessons 00 "
+                "and 01, where drafts may be looked up"
+            )
+
+
+@dataclass(frozen=True)
+class StoppingConfig(DraftModelConfig):
     """Parameters of the notebook on stopping rules."""
 
     draft_length: int = 16
@@ -147,7 +161,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
-class TreeConfig(RunConfig):
+class TreeConfig(DraftModelConfig):
     """Parameters of the notebook on trees. `branching` is written as in "2,2,1"."""
 
     draft_length: int = 4

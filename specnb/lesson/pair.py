@@ -22,9 +22,19 @@ CALM = 0.5  # the highest temperature at which SmolLM2 keeps to its subject
 def items(cfg: RunConfig, pair: Pair) -> list:
     """The prompts of a run: those of `prompts.items`, and for a target that reads text only, where
     no file is given, the first of `smollm2.PROMPTS`: texts to rewrite, copy, shorten and mend."""
-    if not cfg.prompts and not pair.target.sees_images:
-        cfg = replace(cfg, prompts=str(smollm2.PROMPTS))
-    return prompts.items(cfg)
+    return prompts.items(_readable(cfg, pair))
+
+
+def by_task(cfg: RunConfig, pair: Pair) -> dict[str, list]:
+    """The same for every task: those of `prompts.by_task`, or the kinds of `smollm2.PROMPTS`."""
+    return prompts.by_task(_readable(cfg, pair))
+
+
+def _readable(cfg: RunConfig, pair: Pair) -> RunConfig:
+    """Parameters whose prompts the target can read."""
+    if cfg.prompts or pair.target.sees_images:
+        return cfg
+    return replace(cfg, prompts=str(smollm2.PROMPTS))
 
 
 def drafter(pair: Pair, draft_length: int) -> Drafter:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import plotly.io
@@ -30,10 +31,10 @@ def test_the_door_has_what_notebooks_use_and_no_more():
     assert own == set(notebook.__all__)
     texts = [path.read_text(encoding="utf-8") for path in paths.NOTEBOOKS.glob("*.ipynb")]
     used = set(re.findall(r"sn\.notebook\.(\w+)", "".join(texts)))
-    assert {"items", "by_task", "measure", "panel", "save_row", "TreeConfig"} <= used
+    assert {"measure", "panel", "save_row", "TreeConfig"} <= used
     assert used <= set(notebook.__all__)
     cells = set(re.findall(r"\blesson\.(\w+)\(", "".join(texts)))
-    assert {"items", "chosen"} <= cells <= set(lesson.__all__)
+    assert {"items", "by_task", "chosen"} <= cells <= set(lesson.__all__)
     assert lesson.items is not notebook.items  # that of any pair, and that of a file or a task
     assert (sn.RunConfig, sn.setup) == (notebook.RunConfig, notebook.setup)
 
@@ -169,6 +170,27 @@ def test_the_largest_seed_goes_on_with_the_smallest(tmp_path, monkeypatch, unche
     prompts = [notebook.Item([0]), notebook.Item([1])]
     assert len(notebook.measure(pair, prompts, {"chain": sn.Chain(2)}, cfg)) == 2
     assert seeds == [2**63 - 1] * 2 + [0] * 2
+
+
+@pytest.mark.parametrize("kind", ["DraftModelConfig", "StoppingConfig", "TreeConfig"])
+def test_lessons_on_a_draft_model_are_refused_without_one(kind, unchecked):
+    made = getattr(notebook, kind)
+    with pytest.raises(ValueError, match="target='smollm2' without draft: .* lessons 00 and 01"):
+        made(target="smollm2")
+    draft = str(paths.DATA / "models" / "drafter")
+    assert made().draft == "" and made(draft=draft).draft == draft  # the embedded target
+    assert made(target=str(paths.DATA / "models" / "target"), draft=draft).target
+    assert RunConfig(target="smollm2").target == "smollm2"
+
+
+def test_a_text_only_target_is_asked_for_texts(unchecked):
+    blind = SimpleNamespace(target=SimpleNamespace(sees_images=False))
+    seeing = SimpleNamespace(target=SimpleNamespace(sees_images=True))
+    assert all(item.image is None for item in lesson.items(RunConfig(n_prompts=3), blind))
+    tasks = lesson.by_task(RunConfig(n_prompts=2), blind)
+    assert tasks and all(one.image is None for group in tasks.values() for one in group)
+    found = lesson.by_task(RunConfig(n_prompts=2), seeing)
+    assert set(found) == set(sn.scenes.TASKS) and found["caption"][0].image is not None
 
 
 def test_config_gives_the_sampling():
