@@ -48,7 +48,7 @@ def executed(tmp_path_factory):
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if WORKER else base
-    folder = Path(os.environ.get("SPECNB_TEST_RUN") or shared / "executed")
+    folder = Path(os.environ.get("SPECNB_TEST_RUN") or shared / "executed").resolve()
     with FileLock(shared / "executed.lock"):
         return folder, batch.run(paths, folder, pair)
 

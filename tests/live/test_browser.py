@@ -335,6 +335,7 @@ def test_the_knobs_of_a_class_of_ones_own(desk):
     desk.method("chain")
     desk.follows(method="chain")
     assert not desk.part(".snb-set-length").is_visible()
+    desk.kernel.run("with bench.page.silent(): bench.a.controls['path'].value = ''")
 
 
 def test_the_methods_by_keyboard(desk):
