@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import specnb as sn
+from specnb import doctor
 from specnb.models import calibration, llama, settings
 
 
@@ -184,3 +185,18 @@ def test_setup_says_what_fp16_is(tmp_path, monkeypatch, capsys):
     pair = sn.load_pair(folder, folder, device="cpu")
     assert (pair.target.dtype, pair.draft.dtype) == (torch.float16, torch.float32)  # it is small
     assert "fp16 weights with float32 activations" in pair.describe()
+
+
+def test_the_doctor_measures_without_changing_what_is_remembered(tmp_path, monkeypatch):
+    """A check on a busy machine must not decide how all later notebooks run."""
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(tmp_path))
+    right = calibration.Choice(1, "float32", {"1 float32": [1.0, 2.0]})
+    monkeypatch.setattr(calibration, "calibrate", lambda most: right)
+    calibration.choice()
+    remembered = (tmp_path / "machine.json").read_bytes()
+    busy = calibration.Choice(2, "bfloat16", {"2 bfloat16": [8.0, 9.0], "1 float32": [9.0, 9.9]})
+    monkeypatch.setattr(calibration, "calibrate", lambda most: busy)
+    said = list(doctor.machine())
+    assert any("fastest for speculative decoding: bfloat16, 2 threads" in line for line in said)
+    assert (tmp_path / "machine.json").read_bytes() == remembered
+    assert calibration.choice() == right
