@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specnb import arguments
-from specnb.drafters import Chain, Drafter, Drafting, NoDraft, law_of
+from specnb.drafters import Chain, Drafter, Drafting, NoDraft, law_of, start
 from specnb.methods import label_of
 from specnb.models.base import Context, Model, Pair
 from specnb.record import Record
@@ -113,7 +113,7 @@ class Decoding:
         device = getattr(pair.target, "device", None)
         began = _now(device)
         self.target = pair.target.open(prompt, image)
-        self.drafting = drafter.start(pair, prompt, image, draft_sampling)
+        self.drafting = start(drafter, pair, prompt, image, draft_sampling, self.target)
         self.prefill_s = _now(device) - began
         self.pair, self.prompt, self.image = pair, prompt, image
         self.drafter, self.sampling = drafter, sampling
@@ -199,7 +199,8 @@ class Decoding:
         other.target = self.target.copy()
         # Models are shared: they are large, and nobody writes to them.
         models = {id(model): model for model in (self.pair.target, self.pair.draft)}
-        other.drafting = copy.deepcopy(self.drafting, models)
+        memo: dict[int, Any] = {**models, id(self.target): other.target}  # drafters may read it
+        other.drafting = copy.deepcopy(self.drafting, memo)
         other.draws = copy.deepcopy(self.draws)
         return other
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specnb.decode import next_block
-from specnb.drafters import Drafter
+from specnb.drafters import Drafter, start
 from specnb.models.base import Model, Pair
 from specnb.models.table import TableModel
 from specnb.record import Record
@@ -108,7 +108,7 @@ def law(
     """
     context = target.open(list(prompt))
     pair = Pair(target, draft)
-    drafting = drafter.start(pair, list(prompt), None, draft_sampling or sampling)
+    drafting = start(drafter, pair, list(prompt), None, draft_sampling or sampling, context)
     frontier = {((), drafting.state): (1.0, context, drafting)}
     probs = torch.zeros((target.vocab_size,) * n_tokens, dtype=torch.float64)
     outcomes: Counter[Any] = Counter()
@@ -172,8 +172,9 @@ def acceptance(
     found = 0.0
     while scripts:
         draws = Enumerator(scripts.pop())
-        drafting = drafter.start(Pair(target, draft), [0], None, sampling)
-        block = next_block(target.open([0]), drafting, sampling, draws, 1 << 20)
+        context = target.open([0])
+        drafting = start(drafter, Pair(target, draft), [0], None, sampling, context)
+        block = next_block(context, drafting, sampling, draws, 1 << 20)
         scripts += draws.open
         found += draws.prob * bool(block.outcome.path)
     return found
@@ -187,8 +188,9 @@ def two_tokens(
     A block that emits one token is completed from the target's own law.
     """
     prompt = [0]
-    drafting = drafter.start(Pair(target, draft), prompt, None, sampling)
-    text = next_block(target.open(prompt), drafting, sampling, draws, 1 << 20).token_ids
+    context = target.open(prompt)
+    drafting = start(drafter, Pair(target, draft), prompt, None, sampling, context)
+    text = next_block(context, drafting, sampling, draws, 1 << 20).token_ids
     if len(text) == 1:
         text += (draws.categorical(sampling.probs(target.next_logits([*prompt, *text]))),)
     return text[0], text[1]

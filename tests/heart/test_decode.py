@@ -4,17 +4,28 @@ import doctest
 import inspect
 import math
 import statistics
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mutate import replaced
-from toys import EVERY, GREEDY, PLAIN, Hierarchy, Repeated, Siblings, models, unchecked
+from toys import (
+    EVERY,
+    GREEDY,
+    PLAIN,
+    Hierarchy,
+    Repeated,
+    Siblings,
+    check_law,
+    models,
+    unchecked,
+)
 
 from specnb import theory
 from specnb import verify as verify_module
-from specnb.decode import autoregressive, speculative
+from specnb.decode import Decoding, Request, autoregressive, speculative
 from specnb.drafters import Chain, NoDraft
 from specnb.models import Pair, TableModel
 from specnb.models.table import TableContext
@@ -415,3 +426,46 @@ def test_a_prompt_that_the_drafter_cannot_read_ends_drafting_not_decoding():
     assert run.token_ids == autoregressive(target, [0, 1, 2, 3], max_new_tokens=6).token_ids
     assert run.blocks[0].stopped_by == "context"
     assert all(block.n_drafted == 0 for block in run.blocks)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Drafts what the draft model says; may read the target's context, and keeps what it saw."""
+
+    def start(self, pair, prompt, image, sampling, target):
+        return Reading(Chain(2).start(pair, prompt, image, sampling), target)
+
+
+class Reading:
+    def __init__(self, inner, target):
+        self.inner, self.target, self.lengths = inner, target, []
+
+    @property
+    def state(self):
+        return self.inner.state
+
+    def propose(self, draws, max_depth):
+        self.lengths.append(self.target.length)
+        return self.inner.propose(draws, max_depth)
+
+    def commit(self, token_ids, n_accepted):
+        self.inner.commit(token_ids, n_accepted)
+
+
+def test_a_drafter_that_asks_is_given_the_target_s_context():
+    target, draft = models(3)
+    pair, request = Pair(target, draft), Request([0, 1], max_new_tokens=12)
+    decoding = Decoding(pair, request, Reader())
+    assert decoding.drafting.target is decoding.target
+    decoding.step()
+    fork = decoding.fork()  # reads its own target from here on, not the one it was forked from
+    assert fork.drafting.target is fork.target is not decoding.target
+    while decoding.finish is None:
+        decoding.step()
+    while fork.finish is None:
+        fork.step()
+    assert fork.drafting.lengths == decoding.drafting.lengths
+    assert (
+        decoding.record().token_ids == autoregressive(target, [0, 1], max_new_tokens=12).token_ids
+    )
+    check_law(target, draft, Reader(), PLAIN, n_tokens=3)

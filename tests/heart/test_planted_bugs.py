@@ -13,9 +13,10 @@ from fake_device import FakeCard, is_on_card, on_card
 from mutate import Endless, n_statements, replaced, without_statement
 from toys import PLAIN, check_law, models, table
 
-from specnb import decode, drafters, exact, sampling
+from specnb import decode, exact, sampling
 from specnb import verify as verify_module
 from specnb.drafters import Chain, GumbelTopK, IIDTree, TopKTree, TreeDrafting
+from specnb.drafters import trees as tree_drafters
 from specnb.models.base import Context
 from specnb.models.table import TableContext
 from specnb.sampling import Draws, Sampling
@@ -57,7 +58,7 @@ FORWARD = ((Context, "forward"),)
 COMMIT = ((Context, "commit"),)
 EXPAND = ((Chain, "expand"),)
 PROPOSE = ((TreeDrafting, "propose"),)
-LAWS = ((drafters, "without_replacement_laws"),)
+LAWS = ((tree_drafters, "without_replacement_laws"),)
 BLOCK = ((decode, "next_block"), (exact, "next_block"))
 DRAWN = "Drawn(0, draws.categorical(level.probs[0]), level.probs[0])"
 BUGS = (

@@ -9,7 +9,7 @@ from mutate import replaced
 from toys import GREEDY, PLAIN, Once, check_law, models, table
 
 import specnb as sn
-from specnb import drafters, exact
+from specnb import exact
 from specnb import verify as verify_module
 from specnb.drafters import (
     Chain,
@@ -19,6 +19,7 @@ from specnb.drafters import (
     StochasticBeam,
     TopKTree,
 )
+from specnb.drafters import trees as tree_drafters
 from specnb.exact import noise_bound, two_tokens
 from specnb.models import Pair
 from specnb.sampling import Draws, Sampling
@@ -293,7 +294,7 @@ def test_stochastic_beam_keeps_the_law(unchecked):
     [
         # The maximum of a node's children is the node's own number; without that, a node's
         # place says something about its token.
-        (drafters, "without_replacement_laws", "left / left.sum()", "left"),
+        (tree_drafters, "without_replacement_laws", "left / left.sum()", "left"),
         (verify_module, "node_by_node", "tree.draws_of(node)\n", "tree.draws_of(node)[::-1]\n"),
         (
             Draws,

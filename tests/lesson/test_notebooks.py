@@ -354,10 +354,10 @@ PLANTED = {
     ),
     "04_tree_drafting": (
         "not renormalised after a removal",
-        "import specnb.drafters\n"
+        "import specnb.drafters.trees\n"
         "def laws(probs, tokens):\n"
         "    return [probs for _ in tokens]\n"
-        "specnb.drafters.without_replacement_laws = laws",
+        "specnb.drafters.trees.without_replacement_laws = laws",
         "has changed the law",
     ),
 }

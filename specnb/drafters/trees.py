@@ -1,68 +1,25 @@
-"""Drafters: frozen settings, and the drafting of one run that grows a `DraftTree` per block.
+"""Chains and trees of a draft model, grown level by level.
 
-Every drafter with a model is one method, `expand`: which children the nodes of a level get, and
-the law that each child was drawn from. `TreeDrafting` does the rest.
+Every drafter here is one method, `expand`: which children the nodes of a level get, and the law
+that each child was drawn from. `TreeDrafting` does the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from specnb.arguments import shown
+from specnb.drafters.base import law_of, one_hot
 from specnb.knobs import knob, rule_knob, settle
-from specnb.models.base import Context, Model, Pair, PromptTooLong
-from specnb.sampling import Draws, NoNumbers, Sampling
+from specnb.models.base import Pair, PromptTooLong
+from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
-from specnb.tree import DraftTree, empty_tree, path_to
-
-
-@runtime_checkable
-class Drafting(Protocol):
-    """A drafter at work on one prompt; owns its contexts and all of its state."""
-
-    @property
-    def state(self) -> Hashable:
-        """With the committed text, all that later proposals depend on."""
-
-    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
-        """A tree of at most `max_depth` levels; an empty one makes a plain target step."""
-
-    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
-        """The text goes on with these tokens, the first `n_accepted` of them drafted."""
-
-
-@runtime_checkable
-class Drafter(Protocol):
-    """Frozen settings of a drafter."""
-
-    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> Drafting:
-        """The drafting of one run. `sampling` is the law that drafts are drawn from.
-
-        It runs `pair.draft`; of `pair.target` it may ask how tokens are made, but not run it.
-        """
-
-
-@dataclass(frozen=True)
-class NoDraft:
-    """Proposes nothing: with it, the speculative loop is plain autoregressive decoding."""
-
-    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> NoDraft:
-        return self
-
-    @property
-    def state(self) -> tuple[()]:
-        return ()
-
-    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
-        return empty_tree(0, "length")
-
-    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
-        pass
+from specnb.tree import DraftTree, path_to
 
 
 class Drawn(NamedTuple):
@@ -248,16 +205,6 @@ class TreeDrafting:
         self.rule.update(self.depth_drafted, n_accepted, self.max_depth)
 
 
-def law_of(context: Context, sampling: Sampling, logits: Tensor) -> Tensor:
-    """`sampling.probs(logits)`; where they are NaN or infinite, the error names model and dtype."""
-    try:
-        return sampling.probs(logits)
-    except NoNumbers as error:
-        model = getattr(context, "model", None)
-        dtype = str(getattr(model, "dtype", logits.dtype)).removeprefix("torch.")
-        raise NoNumbers(f"{getattr(model, 'path', 'model')} in {dtype}: {error}") from None
-
-
 @dataclass(frozen=True)
 class Chain(_Tree):
     """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192)."""
@@ -406,62 +353,3 @@ class TopKTree(_Branching):
 
     def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         return one_hot(token, probs)
-
-
-def one_hot(token: int, like: Tensor) -> Tensor:
-    """The law of a token that was bound to come."""
-    return torch.zeros_like(like).index_fill(-1, torch.tensor(token, device=like.device), 1.0)
-
-
-@dataclass(frozen=True)
-class PromptLookup:
-    """Drafts what followed the last `ngram` tokens when they were last said; needs no model.
-
-    Shorter endings are tried where a longer one was never said before. Proposals are certain, so
-    they are verified against one-hot laws. Summaries and answers that quote gain most.
-    """
-
-    ngram: int = knob(3, least=1, upto=8, words="tokens that are looked for")
-    length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
-
-    def __post_init__(self) -> None:
-        settle(self)
-
-    def start(
-        self, pair: Pair, prompt: Any, image: Any, sampling: Sampling
-    ) -> PromptLookupDrafting:
-        return PromptLookupDrafting(self, pair.target, prompt)
-
-
-class PromptLookupDrafting:
-    state = ()
-
-    def __init__(self, settings: PromptLookup, target: Model, prompt: Any):
-        self.settings, self.target = settings, target
-        self.text = list(target.encode(prompt)[0])
-
-    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
-        wanted = self.settings.length
-        tokens = self._continuation()[: max(0, min(wanted, max_depth))]
-        like = torch.empty(self.target.vocab_size)
-        return DraftTree(
-            tokens=tuple(tokens),
-            parents=tuple(range(-1, len(tokens) - 1)),
-            probs=torch.stack([one_hot(token, like) for token in tokens])
-            if tokens
-            else torch.empty(0, self.target.vocab_size),
-            stopped_by="budget" if max_depth < wanted else "length",
-        )
-
-    def _continuation(self) -> list[int]:
-        """What stood behind the last earlier occurrence of the text's ending; maybe nothing."""
-        text = self.text
-        for size in range(min(self.settings.ngram, len(text) - 1), 0, -1):
-            ending = text[-size:]
-            for start in range(len(text) - size - 1, -1, -1):
-                if text[start : start + size] == ending:
-                    return text[start + size : start + size + self.settings.length]
-        return []
-
-    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
-        self.text += token_ids

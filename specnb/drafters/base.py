@@ -1,0 +1,87 @@
+"""What a drafter and its drafting are, and the drafter that never drafts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from specnb.models.base import Context, Pair
+from specnb.sampling import Draws, NoNumbers, Sampling
+from specnb.tree import DraftTree, empty_tree
+
+
+@runtime_checkable
+class Drafting(Protocol):
+    """A drafter at work on one prompt; owns its contexts and all of its state."""
+
+    @property
+    def state(self) -> Hashable:
+        """With the committed text, all that later proposals depend on."""
+
+    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
+        """A tree of at most `max_depth` levels; an empty one makes a plain target step."""
+
+    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
+        """The text goes on with these tokens, the first `n_accepted` of them drafted."""
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Frozen settings of a drafter."""
+
+    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> Drafting:
+        """The drafting of one run. `sampling` is the law that drafts are drawn from.
+
+        It runs `pair.draft`; of `pair.target` it may ask how tokens are made, but not run it. A
+        drafter whose `start` has a fifth parameter, `target`, is given the target's `Context` by
+        that name: to read, never to feed or to commit.
+        """
+
+
+def start(
+    drafter: Drafter, pair: Pair, prompt: Any, image: Any, sampling: Sampling, target: Context
+) -> Drafting:
+    """`drafter.start`, which is given the target's context where it asks for it."""
+    if "target" not in inspect.signature(drafter.start).parameters:
+        return drafter.start(pair, prompt, image, sampling)
+    asked: Any = drafter.start
+    drafting: Drafting = asked(pair, prompt, image, sampling, target=target)
+    return drafting
+
+
+@dataclass(frozen=True)
+class NoDraft:
+    """Proposes nothing: with it, the speculative loop is plain autoregressive decoding."""
+
+    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> NoDraft:
+        return self
+
+    @property
+    def state(self) -> tuple[()]:
+        return ()
+
+    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
+        return empty_tree(0, "length")
+
+    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
+        pass
+
+
+def law_of(context: Context, sampling: Sampling, logits: Tensor) -> Tensor:
+    """`sampling.probs(logits)`; where they are NaN or infinite, the error names model and dtype."""
+    try:
+        return sampling.probs(logits)
+    except NoNumbers as error:
+        model = getattr(context, "model", None)
+        dtype = str(getattr(model, "dtype", logits.dtype)).removeprefix("torch.")
+        raise NoNumbers(f"{getattr(model, 'path', 'model')} in {dtype}: {error}") from None
+
+
+def one_hot(token: int, like: Tensor) -> Tensor:
+    """The law of a token that was bound to come."""
+    return torch.zeros_like(like).index_fill(-1, torch.tensor(token, device=like.device), 1.0)

@@ -1,0 +1,69 @@
+"""Drafts without a model: what the text itself has said before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from specnb.drafters.base import one_hot
+from specnb.knobs import knob, settle
+from specnb.models.base import Model, Pair
+from specnb.sampling import Draws, Sampling
+from specnb.tree import DraftTree
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Drafts what followed the last `ngram` tokens when they were last said; needs no model.
+
+    Shorter endings are tried where a longer one was never said before. Proposals are certain, so
+    they are verified against one-hot laws. Summaries and answers that quote gain most.
+    """
+
+    ngram: int = knob(3, least=1, upto=8, words="tokens that are looked for")
+    length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+    def start(
+        self, pair: Pair, prompt: Any, image: Any, sampling: Sampling
+    ) -> PromptLookupDrafting:
+        return PromptLookupDrafting(self, pair.target, prompt)
+
+
+class PromptLookupDrafting:
+    state = ()
+
+    def __init__(self, settings: PromptLookup, target: Model, prompt: Any):
+        self.settings, self.target = settings, target
+        self.text = list(target.encode(prompt)[0])
+
+    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
+        wanted = self.settings.length
+        tokens = self._continuation()[: max(0, min(wanted, max_depth))]
+        like = torch.empty(self.target.vocab_size)
+        return DraftTree(
+            tokens=tuple(tokens),
+            parents=tuple(range(-1, len(tokens) - 1)),
+            probs=torch.stack([one_hot(token, like) for token in tokens])
+            if tokens
+            else torch.empty(0, self.target.vocab_size),
+            stopped_by="budget" if max_depth < wanted else "length",
+        )
+
+    def _continuation(self) -> list[int]:
+        """What stood behind the last earlier occurrence of the text's ending; maybe nothing."""
+        text = self.text
+        for size in range(min(self.settings.ngram, len(text) - 1), 0, -1):
+            ending = text[-size:]
+            for start in range(len(text) - size - 1, -1, -1):
+                if text[start : start + size] == ending:
+                    return text[start + size : start + size + self.settings.length]
+        return []
+
+    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
+        self.text += token_ids
