@@ -8,13 +8,16 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from specnb.arguments import whole
 
 GAMMA = 5  # a block of this many drafts is what the choice is made for
 ROUNDS = 10
 SECONDS = 1.0  # a machine that is busy or slow gets fewer rounds
+MOST_ROWS = 64  # in one forward
 GAIN = 0.95  # another format and a second thread must save at least 5 %
 VERSION = 2  # of what is measured; what an older one has left in the user's cache is not read
 SHAPE = {"layers": 8, "width": 384, "heads": 6, "mlp": 1024, "vocab": 1000}  # as the embedded one
@@ -96,23 +99,56 @@ def calibrate(most_threads: int) -> Choice:
     medians; the first candidate, one thread with float32, wins ties. bfloat16 takes part also where
     its instructions are missing: a block is slow then, but a single token reads half as much.
     """
+    threads = sorted({1, min(2, most_threads)})
+    keys = [(n, name) for n in threads for name in _formats()]
+    took = _in_turns(keys, (1, GAMMA + 1), SECONDS)
+    ms = {key: [took[(*key, size)] for size in (1, GAMMA + 1)] for key in keys}
+    return Choice(*fastest(ms), {f"{n} {name}": values for (n, name), values in ms.items()})
+
+
+def row_costs(
+    rows: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16), seconds: float = 4.0
+) -> dict[str, list[float]]:
+    """Milliseconds that one target forward of so many tokens takes here, by number format.
+
+    As in `calibrate`, and with the threads that a run has now: a model of the embedded target's
+    shape, formats and sizes in turns, medians. What verification costs beside a plain step (v of
+    `theory.walltime_improvement`) is a format's time for draft length + 1 rows over that for one.
+    ValueError where a number of rows is not from 1 to 64.
+    """
     import torch
 
+    rows = tuple(whole("rows", number, 1, MOST_ROWS) for number in rows)
+    threads = torch.get_num_threads()
+    keys = [(threads, name) for name in _formats()]
+    took = _in_turns(keys, rows, seconds)
+    return {name: [took[threads, name, size] for size in rows] for _, name in keys}
+
+
+def _formats() -> list[str]:
     from specnb.models.llama import has_halves
 
+    return ["float32", "bfloat16"] + (["float16"] if has_halves() else [])
+
+
+def _in_turns(
+    keys: Sequence[tuple[int, str]], sizes: Sequence[int], seconds: float
+) -> dict[tuple[int, str, int], float]:
+    """Median milliseconds by (threads, format, rows); at most `ROUNDS` rounds or so many seconds.
+
+    The threads of torch are as before afterwards.
+    """
+    import torch
+
     before = torch.get_num_threads()
-    formats = ["float32", "bfloat16"]
-    if has_halves():
-        formats.append("float16")
-    runs = {name: _random_model(name) for name in formats}
-    keys = [(n, name) for n in sorted({1, min(2, most_threads)}) for name in formats]
-    times: dict[tuple, list] = {(*key, size): [] for key in keys for size in (1, GAMMA + 1)}
-    end = time.perf_counter() + SECONDS
+    runs = {name: _random_model(name) for _, name in keys}
+    times: dict[tuple, list] = {(*key, size): [] for key in keys for size in sizes}
+    end = time.perf_counter() + seconds
     try:
         for _ in range(ROUNDS):
             for threads, name in keys:
                 torch.set_num_threads(threads)
-                for size in (1, GAMMA + 1):
+                for size in sizes:
                     began = time.perf_counter()
                     runs[name](size)
                     times[threads, name, size].append(time.perf_counter() - began)
@@ -120,12 +156,9 @@ def calibrate(most_threads: int) -> Choice:
                 break
     finally:
         torch.set_num_threads(before)
-
-    def middle(seconds: list[float]) -> float:
-        return 1e3 * statistics.median(seconds[1:] or seconds)  # the first is warm-up
-
-    ms = {key: [middle(times[(*key, size)]) for size in (1, GAMMA + 1)] for key in keys}
-    return Choice(*fastest(ms), {f"{n} {name}": values for (n, name), values in ms.items()})
+    return {  # the first of each is warm-up
+        key: 1e3 * statistics.median(values[1:] or values) for key, values in times.items()
+    }
 
 
 def fastest(ms: dict[tuple[int, str], list[float]], size: int = 1) -> tuple[int, str]:
@@ -165,7 +198,8 @@ def _random_model(name: str) -> Callable[[int], object]:
     inv_freq = 1e4 ** -(torch.arange(0, dim, 2) / dim)
     shape = Shape(heads, heads, dim, 1e-6)
     llama = Llama(Weights(shape, table, layers, table, inv_freq, halves=halves))
-    cache, length = llama.empty_cache(160).zero_(), 128
+    length = 128
+    cache = llama.empty_cache(length + MOST_ROWS).zero_()
 
     def run(size: int):
         x = llama.embed([1] * size)

@@ -252,3 +252,22 @@ def token_classes(table: Any) -> go.Figure:
         figure.add_bar(x=[row["task"] for row in mine], y=rates, **bars)
     figure.update_yaxes(range=[0, 1.05])
     return figure.update_layout(barmode="group")
+
+
+def row_costs(rows: Sequence[int], ms: Mapping[str, Sequence[float]]) -> go.Figure:
+    """Milliseconds of one target forward by its number of tokens, a line per number format.
+
+    As `specnb.models.calibration.row_costs` measures them. A flat line makes verification free; one
+    through the origin makes it cost what plain decoding of these tokens costs.
+    """
+    title = "What a target forward of several tokens costs here"
+    figure = figure_of(title, "tokens in one forward", "milliseconds")
+    for index, (name, values) in enumerate(ms.items()):
+        figure.add_scatter(
+            x=list(rows),
+            y=list(values),
+            hovertemplate="%{x} tokens: %{y:.2f} ms<extra></extra>",
+            **line_of(index, name),
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure

@@ -102,6 +102,26 @@ def test_a_calibration_of_this_machine():
     assert {key.split()[0] for key in calibration.calibrate(1).ms} == {"1"}
 
 
+def test_costs_of_a_forward_by_its_rows(monkeypatch):
+    """Every format at every size, with the threads of now; a large block costs more than a row."""
+    torch.set_num_threads(1)
+    seen = set()
+    kept = calibration._random_model
+
+    def counted(name):
+        run = kept(name)
+        return lambda size: (seen.add((name, size, torch.get_num_threads())), run(size))
+
+    monkeypatch.setattr(calibration, "_random_model", counted)
+    found = calibration.row_costs((1, 64), seconds=1.0)
+    assert seen == {(name, size, 1) for name in found for size in (1, 64)}
+    assert set(found) >= {"float32", "bfloat16"}
+    assert all(0 < one < block for one, block in found.values())
+    for wrong in ((0,), (1, 65)):
+        with pytest.raises(ValueError, match="rows"):
+            calibration.row_costs(wrong)
+
+
 @pytest.mark.parametrize("here", [True, False])
 def test_formats_that_are_measured(here, monkeypatch):
     monkeypatch.setattr(calibration, "ROUNDS", 1)
