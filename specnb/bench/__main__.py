@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
-SUBJECTS += ("first_model",)
+SUBJECTS += ("first_model", "before")
 
 
 def main() -> None:
