@@ -107,9 +107,13 @@ def _remedy() -> str:
 
 
 def write_sums(data: Path = DATA) -> int:
-    """Writes SHA256SUMS over the published files and returns their number."""
+    """Writes SHA256SUMS over the published files and returns their number.
+
+    Stored results are left out: nothing is computed from them, and every measurement renews them.
+    """
     apart = {data / "README.md", data / "SHA256SUMS"}
     files = [path for path in sorted(data.rglob("*")) if path.is_file() and path not in apart]
+    files = [path for path in files if path.parent != data / "results"]
     files = [path for path in files if not path.name.startswith(".") and path.suffix != ".tmp"]
     lines = [f"{sha256_of(path)}  {path.relative_to(data).as_posix()}\n" for path in files]
     (data / "SHA256SUMS").write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -125,7 +125,9 @@ def write_data_readme(data: Path) -> None:
     files = sorted(
         path
         for path in data.rglob("*")
-        if path.is_file() and path not in (data / "README.md", data / "SHA256SUMS")
+        if path.is_file()
+        and path not in (data / "README.md", data / "SHA256SUMS")
+        and path.parent != data / "results"
     )
     rows = "\n".join(
         f"| `{path.relative_to(data).as_posix()}` | {path.stat().st_size:,} | `{sha256(path)}` |"
@@ -205,13 +207,18 @@ prompt nor the text so far has named; the rate is accepted / examined.
 _DATA = """# Data
 
 Everything here was made by this project: pictures and texts by `specnb.scenes` from seeds, models
-by `specnb.training` on those. Licence: Apache-2.0, like the code. No file comes from elsewhere.
+by `specnb.training` on those; prompts were written for it. Licence: Apache-2.0, like the code. No
+file comes from elsewhere.
 
 - `tokenizer/`: byte-level BPE (`python -m specnb.training tokenizer`)
 - `eval/`: 200 items per task, with scene, prompt and reference answer, and `pictures/`: twelve
   pictures of 384 x 384 for the notebooks (`python -m specnb.training sets`)
+- `prompts/first_real_model.jsonl`: 24 prompts for a target that reads text only, six each to
+  rewrite, copy, shorten and mend a short text
 - `models/`: the embedded target and its drafter, each with a card, and the measured figures
   behind the cards (`quality.json`, `exactness.json`)
+- `results/`: the figures behind RESULTS.md, a file per subject (`python -m specnb.bench NAME
+  --store`); they have no sums, as every measurement renews them
 - `sweeps/`: what `python -m specnb.batch sweep` can run, and `example.csv`, what `collect`
   made of `draft_length.yml`, `stopping.yml` and `trees.yml` on two cores, rounded, and without
   the columns `figure.*` and `finished`

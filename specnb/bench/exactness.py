@@ -247,3 +247,43 @@ def table(figures: dict) -> str:
         )
     lines.append("passed" if figures["passed"] else "NOT passed")
     return "\n".join(lines)
+
+
+def markdown(figures: dict) -> str:
+    """The figures for RESULTS.md."""
+    law, beam_, rows = figures["laws"], figures["beam"], figures["greedy"]
+    second, bug = figures["second_token"], figures["planted_bug"]
+    n = rows["prompts"]
+    lines = [
+        ("claim", "measured"),
+        ("---", "---"),
+        (
+            f"exact distribution of two tokens, {law['laws']} settings on table models: largest "
+            "difference to the target's",
+            f"{law['largest_difference']:.0e}",
+        ),
+        (
+            f"stochastic beam search, {beam_['rounds']:,} rounds: distance to the target's "
+            "distribution (bound: twice the sampling noise)",
+            f"{beam_['distance']:.4f} ({beam_['bound']:.4f})",
+        ),
+        ("greedy output equal to plain decoding", f"{rows['equal_to_plain']} of {n} prompts"),
+        (
+            "greedy output equal to transformers' `generate`",
+            f"{rows['equal_to_generate']} of {n} prompts",
+        ),
+        (
+            "tokens and target calls on these prompts",
+            f"{rows['tokens']:,} in {rows['target_calls']:,}",
+        ),
+        (
+            f"distribution of the second sampled token, {second['runs']:,} runs, chi-square over "
+            f"{second['cells']} cells",
+            f"p = {second['p_value']:.2f}",
+        ),
+        (
+            f"the same with a planted bug (no residual), {bug['runs']:,} runs",
+            f"p = {bug['p_value']:.0e}",
+        ),
+    ]
+    return "\n".join(f"| {left} | {right} |" for left, right in lines)

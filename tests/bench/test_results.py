@@ -1,0 +1,196 @@
+"""RESULTS.md is what the stored results give, and prose says no figure that they do not hold."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from places import ROOT
+
+from specnb.batch import columns
+from specnb.bench import __main__ as command
+from specnb.bench import results
+
+PAGE = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+RENEW = "python -m specnb.bench results"
+
+
+def test_the_page_is_what_the_stored_results_give():
+    assert results.render() == PAGE, f"RESULTS.md is not up to date: {RENEW}"
+
+
+def test_every_subject_is_stored_with_all_that_a_reader_needs():
+    stored = results.load()
+    assert set(command.SUBJECTS) <= set(stored)
+    for name, one in stored.items():
+        assert one["command"] and one["machine"], name
+        assert re.fullmatch(r"2\d{3}-\d\d-\d\d", one["date"]) and one["commit"], name
+        assert ("figures" in one) != ("printed" in one), name
+        assert "printed" not in one or one["printed_in"], name
+        text = results.section(one)
+        assert f"    {one['command']}\n" in text and "|---" in text.replace(" ", ""), name
+
+
+def test_a_changed_figure_changes_the_page(tmp_path):
+    (tmp_path / "models").mkdir()
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for path in results.FOLDER.glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    for name in ("quality", "exactness"):
+        source = results.DATA / "models" / f"{name}.json"
+        (tmp_path / "models" / source.name).write_bytes(source.read_bytes())
+    assert results.render(folder) == PAGE
+    figures = json.loads((tmp_path / "models" / "exactness.json").read_text())
+    figures["greedy"]["equal_to_plain"] -= 1
+    (tmp_path / "models" / "exactness.json").write_text(json.dumps(figures))
+    assert results.render(folder) != PAGE
+
+
+def test_storing_adds_what_a_reader_needs(tmp_path):
+    module = "specnb.bench.exactness"
+    figures = results.load()["exactness"]["figures"]
+    path = results.store(
+        "exactness",
+        module,
+        figures,
+        "python -m specnb.bench exactness",
+        folder=tmp_path / "results",
+    )
+    stored = json.loads(path.read_text())
+    assert stored["figures"] == figures and stored["versions"].keys() >= {"python", "torch"}
+    assert "cores" in stored["machine"] and stored["date"] > "2026"
+    assert "600 of 600 prompts" in results.section(stored)
+    skipped = figures | {"skipped": [{"what": "stories260K", "why": "no such folder"}]}
+    results.store("exactness", module, skipped, "x", folder=tmp_path / "results")
+    text = results.section(results.load(tmp_path / "results")["exactness"])
+    assert "Skipped: stories260K: no such folder." in text
+
+
+@pytest.mark.parametrize(
+    ("subject", "module", "figures", "words"),
+    [
+        ("No name", "specnb.bench.speed", {}, "subject='No name'"),
+        ("speed", "os.path", {}, "module='os.path'"),
+        ("speed", "specnb.paths", {}, "neither markdown"),
+        ("speed", "specnb.bench.speed", {"a": float("nan")}, "figures of speed"),
+        ("speed", "specnb.bench.speed", {"a": {1, 2}}, "figures of speed"),
+    ],
+)
+def test_bad_results_are_refused(tmp_path, subject, module, figures, words):
+    with pytest.raises(ValueError, match=words):
+        results.store(subject, module, figures, "x", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_speed_bench_prints_its_tables():
+    """Of figures in the shape that `measure` returns, with all six cells."""
+    from specnb.bench import speed
+
+    def row(ms, **more):
+        ratio = {"ratio": 2.0, "low": 1.0, "high": 3.0}
+        overs = {f"{w}over {base}": ratio for base in speed.BASES for w in ("", "with prefill ")}
+        return {"ms_per_token": ms, "block_efficiency": 3.25, **overs, **more}
+
+    names = [*speed.BASES, "speculative 5", "plain, float32", "speculative 5, float32"]
+    cells = [
+        {"task": task, "temperature": t, "gamma": 5, "c": 0.1, "v": 1.5, "predicted": 1.7}
+        | {"measured": 1.8, "measured / predicted": 1.06, "fastest": "speculative 5"}
+        | {"rows": {name: row(number + 0.25) for number, name in enumerate(names)}}
+        for t in speed.TEMPERATURES
+        for task in speed.TASKS
+    ]
+    tuned = {"chosen": "Chain(5)", "behind": 0.02, "candidates": [1, 2]}
+    figures = {
+        "n": 30,
+        "machine": speed.WIDE,
+        "chosen": {"plain": "float32, 1 thread", "speculative": "float32, 1 thread"},
+        "cells": cells,
+        "bars": speed._bars(cells),
+        "growth": {"plain": {"64 ms/token": 2.0}},
+        "tune": {"0.0": tuned},
+        "recording": {"on / off": 1.02},
+        "process": {"import_s": 0.01, "first_token_s": 4.0, "peak_memory_gb": 0.6},
+    }
+    text = speed.markdown(figures)
+    assert len(re.findall(r"^\| (?:caption|conversation|science) \| ", text, re.M)) == 6
+    assert "| plain | **2.00** |" in text and "| float32 | 6.25 / 7.25 |" in text
+    stored = {"subject": "speed", "module": "specnb.bench.speed", "figures": figures}
+    stored |= {"command": "x", "date": "2026-01-01"}
+    assert results.bars(stored)[0] == ("plain", 2.0)
+    widths = {len(line.split("|")) for line in text.splitlines() if line.startswith("| caption")}
+    assert widths == {14}
+
+
+# ------------------------------------------------------------------------------- figures in prose
+
+
+def quoting(text: str) -> list[tuple[str, list[str]]]:
+    """Paragraphs that quote a stored result, with the subjects they name (all, for RESULTS.md)."""
+    found = []
+    for part in re.split(r"\n\s*\n", text):
+        named = re.findall(r"specnb\.bench (\w+)", part)
+        named = [name for name in named if name in results.load()]
+        if named or "RESULTS.md" in part:
+            found.append((part, named or list(results.load())))
+    return found
+
+
+def unsupported(text: str) -> list[tuple[str, list[str]]]:
+    stored = results.load()
+    found = []
+    for part, names in quoting(text):
+        wanting = results.missing(part, [results.section(stored[name]) for name in names])
+        if wanting:
+            found.append((part[:80], wanting))
+    return found
+
+
+def prose(path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_lessons_quote_what_is_stored(path):
+    assert not unsupported(prose(path)), f"{path.name}: not in data/results"
+
+
+def test_the_readme_quotes_what_is_stored():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- results -->(.*?)<!-- /results -->", text, re.S)
+    assert table and "|---|" in table[1]
+    sources = [results.section(one) for one in results.load().values()]
+    assert not results.missing(table[1], sources)
+
+
+def test_a_figure_that_is_not_stored_is_found():
+    assert unsupported("`python -m specnb.bench stopping`: AdaEDL is 1.37 times as fast.")
+    assert not unsupported("`python -m specnb.bench stopping`: AdaEDL is 1.08 times as fast.")
+    assert not unsupported("`python -m specnb.bench trees`: 4 to 15 % more tokens.")
+    assert not unsupported("No result is quoted here: 1234.5.")
+    assert list(results.numbers("of `x = 17`, 3.5 and 21,212 (arXiv 2211.17192)")) == [
+        "3.5",
+        "21,212",
+    ]
+
+
+# ---------------------------------------------------------------------------- the data dictionary
+
+
+def test_every_column_of_the_shipped_sweep_is_described():
+    table = pd.read_csv(ROOT / "data" / "sweeps" / "example.csv", nrows=2)
+    assert not [name for name in table.columns if not columns.describes(name)]
+    assert not columns.describes("param.colour") and not columns.describes("figure")
+
+
+def test_every_parameter_and_headline_is_described(tmp_path):
+    assert columns.describes("param.draft_length") and columns.describes("figure.mbsu_caption")
+    assert "see its notebook" not in columns.markdown()
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["x: int = 1"]}
+    more = {"cell_type": "code", "metadata": {}, "source": ["headline = {f'new_{x}': 1}"]}
+    (tmp_path / "05_new.ipynb").write_text(json.dumps({"cells": [cell, more]}))
+    assert columns.headlines(tmp_path) == {"new_*": ["05"]}
+    assert list(columns.parameters(tmp_path)) == ["x"]
