@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specnb import arguments
-from specnb.drafters import Chain, Drafter, Drafting, NoDraft, law_of, start
+from specnb.drafters import Chain, Drafter, Drafting, NoDraft, law_of, parameter_ratio, start
 from specnb.methods import label_of
 from specnb.models.base import Context, Model, Pair
 from specnb.record import Record
@@ -207,7 +207,8 @@ class Decoding:
     def record(self) -> Record:
         """All that has happened so far."""
         finish = self.finish or "open"
-        return record_of(self.pair, self.blocks, finish, self.prefill_s, self.settings)
+        record = record_of(self.pair, self.blocks, finish, self.prefill_s, self.settings)
+        return replace(record, parameter_ratio=parameter_ratio(self.drafter, self.pair))
 
 
 def speculative(

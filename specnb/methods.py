@@ -36,6 +36,8 @@ DRAFTERS = (
     drafters.IIDTree,
     drafters.TopKTree,
     drafters.PromptLookup,
+    drafters.SparseSelf,
+    drafters.Hierarchy,
     drafters.NoDraft,
 )
 RULES = (
@@ -45,6 +47,13 @@ RULES = (
     stopping.SumEntropy,
     stopping.PathScore,
 )
+SELECTORS = (
+    drafters.SinkRecent,
+    drafters.Chunks,
+    drafters.SparQ,
+    drafters.LastVerification,
+)
+NAMED: tuple[type, ...] = (*DRAFTERS, *RULES, *SELECTORS)  # what a text knows without an address
 LONGEST = 2000  # characters of a text
 EXAMPLE = "Chain(16, stop=AdaEDL(0.5))"
 
@@ -161,7 +170,7 @@ def with_knobs(text: str, values: dict[str, Any], beside: str | Path = "") -> st
 
 def known() -> tuple[str, ...]:
     """Every name that needs no address: of this package, and what other packages register."""
-    return tuple(dict.fromkeys([*(cls.__name__ for cls in (*DRAFTERS, *RULES)), *_points()]))
+    return tuple(dict.fromkeys([*(cls.__name__ for cls in NAMED), *_points()]))
 
 
 # ----------------------------------------------------------------------------------- reading
@@ -291,7 +300,7 @@ def _maker(node: ast.expr, behind: dict[str, str], beside: str | Path) -> Callab
     title = _title(node, behind)
     if ":" in title:
         return _addressed(title, str(beside))
-    own = {cls.__name__: cls for cls in (*DRAFTERS, *RULES)}
+    own = {cls.__name__: cls for cls in NAMED}
     if title in own:
         return own[title]
     if title in _points():
@@ -415,7 +424,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 def _head(cls: type) -> str:
     """The name of a class, or its address where it has none."""
-    if cls in (*DRAFTERS, *RULES):
+    if cls in NAMED:
         return cls.__name__
     address = f"{cls.__module__}:{cls.__qualname__}"
     points = (name for name, point in _points().items() if point.value == address)

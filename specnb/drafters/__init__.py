@@ -1,7 +1,17 @@
 """Drafters: frozen settings, and the drafting of one run that grows a `DraftTree` per block."""
 
-from specnb.drafters.base import Drafter, Drafting, NoDraft, law_of, one_hot, start
+from specnb.drafters.base import (
+    Drafter,
+    Drafting,
+    NoDraft,
+    law_of,
+    one_hot,
+    parameter_ratio,
+    start,
+)
+from specnb.drafters.hierarchy import Hierarchy, HierarchyDrafting
 from specnb.drafters.lookup import PromptLookup, PromptLookupDrafting
+from specnb.drafters.sparse import SparseDrafting, SparseSelf
 from specnb.drafters.trees import (
     Chain,
     GumbelTopK,
@@ -12,22 +22,33 @@ from specnb.drafters.trees import (
     conditioned,
     without_replacement_laws,
 )
+from specnb.models.sparse import Chunks, LastVerification, Selector, SinkRecent, SparQ
 
 __all__ = [
     "Chain",
+    "Chunks",
     "Drafter",
     "Drafting",
     "GumbelTopK",
+    "Hierarchy",
+    "HierarchyDrafting",
     "IIDTree",
+    "LastVerification",
     "NoDraft",
     "PromptLookup",
     "PromptLookupDrafting",
+    "Selector",
+    "SinkRecent",
+    "SparQ",
+    "SparseDrafting",
+    "SparseSelf",
     "StochasticBeam",
     "TopKTree",
     "TreeDrafting",
     "conditioned",
     "law_of",
     "one_hot",
+    "parameter_ratio",
     "start",
     "without_replacement_laws",
 ]

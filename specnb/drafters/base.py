@@ -54,6 +54,16 @@ def start(
     return drafting
 
 
+def parameter_ratio(drafter: Drafter, pair: Pair) -> float | None:
+    """c of the memory-bound speed-up: the parameters that a draft forward reads / the target's.
+
+    That of the pair's draft model, unless the drafter itself says which; None: there is no one c.
+    """
+    own: Any = getattr(drafter, "parameter_ratio", None)
+    ratio: float | None = pair.parameter_ratio if own is None else own(pair)
+    return ratio
+
+
 @dataclass(frozen=True)
 class NoDraft:
     """Proposes nothing: with it, the speculative loop is plain autoregressive decoding."""

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from specnb.tree import ancestor_mask, depths
 
+if TYPE_CHECKING:
+    from specnb.models.sparse import Selector, SparseContext
+
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Bool, Float
 
@@ -229,6 +232,23 @@ class Context:
         self.committed += [int(token) for token in token_ids]
         self.fed += len(path)
         self.pending_tokens, self.pending_parents, self._nodes = [], [], []
+
+    @property
+    def image_slots(self) -> Sequence[int]:
+        """The slots of image positions."""
+        return ()
+
+    def sparse(self, select: Selector, budget: int, over: str = "all") -> SparseContext:
+        """A context of the same model that reads `budget` slots of this one's cache, chosen by
+        `select`, and writes none. ValueError where this runtime cannot lend them.
+
+        `over` says among which slots the budget is spent: "all", those of the "text", or those of
+        the "images"; the others are read in any case.
+        """
+        raise ValueError(
+            f"drafter: {type(self).__name__} lends no slots of its cache; load the target with "
+            "runtime='lean' (Llama-type models) or 'transformers'"
+        )
 
     def copy(self) -> Context:
         """A fork: both go on independently, the prompt is not read again."""

@@ -16,6 +16,7 @@ from specnb.models.llama import Llama, LlamaContext, parts, why_not
 from specnb.models.pictures import as_picture as as_picture  # for those who import it from here
 from specnb.models.pictures import as_pictures
 from specnb.models.small import SmallContext, SmallLlama, fits
+from specnb.models.sparse import Selector, SparseContext, chosen_by_place, need_places
 
 # What `generate` follows in a generation config and this package does not, with what does nothing.
 NOT_FOLLOWED = {
@@ -328,6 +329,7 @@ class HFContext(Context):
         limit = plan.positions_for(len(ids), model.path)
         super().__init__(text, limit, offset=len(ids) - len(text))
         self.model = model
+        self.images = [slot for slot, token in enumerate(ids) if token == image_id]
         self.cache = DynamicCache()  # without a config, so that no layer forgets
         self.places: list[int] = []  # the position of each slot
         self.shift = plan.position_of_first
@@ -416,13 +418,59 @@ class HFContext(Context):
                 layer.keys = layer.keys.index_select(2, index)
                 layer.values = layer.values.index_select(2, index)
 
+    @property
+    def image_slots(self) -> Sequence[int]:
+        return self.images
+
+    def sparse(self, select: Selector, budget: int, over: str = "all") -> HFSparse:
+        need_places(select, "the transformers runtime has one mask for all of them")
+        if self.model.only_chains:
+            raise ValueError(
+                f"drafter: it reads chosen slots by a mask, and {self.model.path} is exact without "
+                f"masks only ({self.model.only_chains}); use Chain"
+            )
+        return HFSparse(self, select, budget, over)
+
     def copy(self) -> HFContext:
         other = self._fork(copy.copy(self))
-        other.cache = copy.copy(self.cache)
-        other.places = list(self.places)
-        # Cache tensors are replaced, never written to, so a fork may share them.
-        other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        other.cache, other.places = shared(self.cache), list(self.places)
         return other
+
+
+def shared(cache):
+    """A cache of the same tensors: they are replaced, never written to."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other
+
+
+class HFSparse(SparseContext, HFContext):
+    """Own drafts behind the tensors of an `HFContext`, whose other slots a mask hides.
+
+    The mask saves no reading: this runtime shows what such a drafter says, not what it costs.
+    """
+
+    target: HFContext
+
+    def _forget(self) -> None:
+        self.cache, self.shift = shared(self.target.cache), self.target.shift
+        self.places = list(self.target.places)
+        HFContext._keep(self, [], self.base)
+        read = torch.zeros(self.base, dtype=torch.bool)
+        read[chosen_by_place(self)] = True
+        self.read = read
+
+    def _run(self, tokens, positions, visible):
+        if visible is None:
+            n, slots = len(tokens), len(self.places) + len(tokens)
+            visible = torch.ones(n, slots, dtype=torch.bool).tril_(slots - n)
+        visible = visible & torch.cat(
+            [self.read, torch.ones(visible.shape[1] - self.base, dtype=torch.bool)]
+        )
+        return super()._run(tokens, positions, visible)
+
+    def copy(self) -> HFSparse:
+        return HFContext.copy(self)  # type: ignore[return-value]
 
 
 def _eos_ids(module, tokenizer) -> frozenset[int]:

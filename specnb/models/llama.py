@@ -9,6 +9,7 @@ is the fastest: a forward pass reads half as much, and nothing is rounded but th
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache as remembered
@@ -20,6 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specnb.models.base import Context
+from specnb.models.sparse import (
+    CachedLayer,
+    Chosen,
+    Selector,
+    SparseContext,
+    attention_weights,
+)
 
 if TYPE_CHECKING:
     from specnb.models.hf import HFModel
@@ -29,7 +37,11 @@ MOST_PACKED = 2**28  # parameters; packed weights are a second copy
 LEAST_PACKED = 2**17  # numbers in a matrix; for small ones the call costs more than it saves
 LEAST_SPLIT = 2**22  # numbers in an fp16 matrix; for smaller ones two threads cost what they save
 GROWTH = 256  # slots by which a cache grows
+DRAFTS = 32  # slots by which a buffer of drafts grows
 MOST_HALF = 65504.0  # the largest number in fp16
+
+# (layer, queries [1, heads, n, dim], keys and values written so far, mask) -> [1, heads, n, dim]
+Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def why_not(module) -> str:
@@ -194,11 +206,14 @@ class Llama:
         length: int,
         mask: Tensor | None = None,
         n_logits: int | None = None,
+        attend: Attend | None = None,
+        queries: list[Tensor] | None = None,
     ) -> Tensor:
         """Feeds embeddings [n, width] behind `length` slots of a cache, which is written in place.
 
         `mask` [n, length + n] is added to the attention scores, None means causal order. Gives the
-        logits [n_logits, vocab] of the last tokens, by default of all.
+        logits [n_logits, vocab] of the last tokens, by default of all. `attend`, where given, reads
+        keys and values in place of the usual attention; to `queries` each layer adds its own.
         """
         n_heads, n_kv, dim, _ = self.shape
         n, end = len(x), length + len(x)
@@ -216,14 +231,20 @@ class Llama:
             turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin).transpose(0, 1)
             new_keys[i].copy_(turned[n_heads:])
             new_values[i].copy_(value.transpose(0, 1))
-            h = F.scaled_dot_product_attention(
-                turned[None, :n_heads].to(cache.dtype),
-                keys[i],
-                values[i],
-                attn_mask=mask,
-                is_causal=causal,
-                enable_gqa=n_kv != n_heads,
-            )
+            asked = turned[None, :n_heads].to(cache.dtype)
+            if queries is not None:
+                queries.append(asked[0])
+            if attend is not None:
+                h = attend(i, asked, keys[i], values[i], mask)
+            else:
+                h = F.scaled_dot_product_attention(
+                    asked,
+                    keys[i],
+                    values[i],
+                    attn_mask=mask,
+                    is_causal=causal,
+                    enable_gqa=n_kv != n_heads,
+                )
             # What a matrix gives is nobody else's, so it may be written to.
             x = out(h[0].transpose(0, 1).reshape(n, n_heads * dim).to(x.dtype)).add_(x)
             gate, up = gate_up(self.norm(x)).chunk(2, -1)
@@ -283,7 +304,11 @@ class LlamaContext(Context):
         super().__init__(text, model.max_positions, offset=len(ids) - len(text))
         assert model.llama is not None  # else it is an HFContext
         self.model, self.llama = model, model.llama
+        self.images = [slot for slot, token in enumerate(ids) if token == image_id]
         self.used = 0  # slots that hold something
+        self.watched = False  # whether queries are kept: of each layer, [heads, n, head_dim]
+        self.queries: list[Tensor] = []
+        self.last = 0  # the row of the last token kept
         self.cache = self.llama.empty_cache(len(ids) + GROWTH)
         if len(ids) > 1:
             x = self.llama.embed(model.own_ids(ids[:-1]))
@@ -298,29 +323,217 @@ class LlamaContext(Context):
             larger = self.llama.empty_cache(end + GROWTH)
             larger[:, :, :, : self.used] = self.cache[:, :, :, : self.used]
             self.cache = larger
-        logits = self.llama.forward(x, positions, self.cache, self.used, mask, n_logits)
+        more = {}
+        if self.watched:
+            self.queries, self.last = [], len(x) - 1
+            more = {"queries": self.queries}
+        logits = self.llama.forward(x, positions, self.cache, self.used, mask, n_logits, **more)
         self.used = end
         return logits
 
     def _run(self, tokens, positions, visible):
-        mask = None
-        if visible is not None:
-            mask = torch.zeros(visible.shape, dtype=self.cache.dtype)
-            mask = mask.masked_fill_(~visible, -torch.inf).to(self.cache.device)
+        mask = None if visible is None else added(visible, self.cache)
         x = self.llama.embed(self.model.own_ids(tokens))
         return self.model.logits(self._feed(x, positions, mask, None))
 
     def _keep(self, slots, n_before):
+        if self.queries:
+            first = self.used - self.queries[0].shape[1]  # the slot of the last forward's first row
+            self.last = (slots[-1] if slots else n_before - 1) - first
         self.used = n_before + len(slots)
         if slots != list(range(n_before, self.used)):
             kept = self.cache[:, :, :, slots]  # a copy, so that nothing is overwritten too early
             self.cache[:, :, :, n_before : self.used] = kept
 
+    @property
+    def image_slots(self) -> Sequence[int]:
+        return self.images
+
+    def watch(self) -> None:
+        """From now on the queries of each forward are kept."""
+        self.watched = True
+
+    def last_queries(self, layer: int) -> Tensor | None:
+        """Of the last token kept, [kv heads, group, head_dim]; None where none was watched yet."""
+        if not self.queries:
+            return None
+        row = self.queries[layer][:, self.last]
+        return row.view(self.llama.shape.n_kv_heads, -1, row.shape[-1])
+
+    def attention(self) -> Tensor:
+        """What the last token kept attended to, [layers, heads, slots]; rows sum to 1.
+
+        ValueError where no forward was watched.
+        """
+        rows = []
+        for number in range(len(self.llama.layers)):
+            queries = self.last_queries(number)
+            if queries is None:
+                raise ValueError("attention: nothing was watched; call watch() before a forward")
+            weights = attention_weights(queries, self.cache[number, 0, :, : self.used])
+            rows.append(weights.flatten(0, 1))
+        return torch.stack(rows)
+
+    def sparse(self, select: Selector, budget: int, over: str = "all") -> LlamaSparse:
+        return LlamaSparse(self, select, budget, over)
+
     def copy(self) -> LlamaContext:
-        other = LlamaContext.__new__(LlamaContext)
-        other.model, other.llama, other.used = self.model, self.llama, self.used
+        other = self._fork(copy.copy(self))
         other.cache = self.cache.clone()  # it is written in place, so a fork needs its own
-        return self._fork(other)
+        return other
+
+
+class LlamaSparse(SparseContext):
+    """Own drafts in a buffer, and everything before them in the cache of a `LlamaContext`."""
+
+    target: LlamaContext
+
+    def __init__(self, target: LlamaContext, select: Selector, budget: int, over: str = "all"):
+        self.llama, self.used = target.llama, 0
+        self.buffer = self.llama.empty_cache(DRAFTS)
+        self.summed, self.sums = 0, torch.zeros(())  # values of the first slots, for their mean
+        self.means: dict[int, Tensor] = {}  # of whole chunks, by their size
+        target.watch()
+        super().__init__(target, select, budget, over)
+
+    def _forget(self) -> None:
+        self.used = 0
+        self.picked: dict[int, Chosen] = {}  # what was chosen for this block, by layer
+        device = self.buffer.device
+        slots = self.candidates()
+        self.slots = torch.tensor(slots, dtype=torch.long, device=device)
+        others = sorted(set(range(self.base)) - set(slots))
+        self.others = torch.tensor(others, dtype=torch.long, device=device)
+
+    def _run(self, tokens, positions, visible):
+        n, end = len(tokens), self.used + len(tokens)
+        if end > self.buffer.shape[3]:
+            larger = self.llama.empty_cache(end + DRAFTS)
+            larger[:, :, :, : self.used] = self.buffer[:, :, :, : self.used]
+            self.buffer = larger
+        if visible is None:
+            own = torch.ones(n, end, dtype=torch.bool).tril_(self.used)
+        else:
+            own = visible[:, self.base :]
+        x = self.llama.embed(self.model.own_ids(tokens))
+        raw = self.llama.forward(
+            x, positions, self.buffer, self.used, added(own, self.buffer), None, self._attend
+        )
+        self.used = end
+        return self.model.logits(raw)
+
+    def _attend(self, number: int, queries: Tensor, keys: Tensor, values: Tensor, mask) -> Tensor:
+        """Attention of one layer over what its heads have chosen, and over the buffer."""
+        if len(self.slots) <= self.budget or not self.select.every_token:
+            chosen = self._chosen(number, queries[:, :, :1], keys[0], mask[:1])
+            return self._read(number, chosen, queries, keys[0], values[0], mask)
+        rows = []
+        for row in range(len(mask)):
+            query, seen = queries[:, :, row : row + 1], mask[row : row + 1]
+            chosen = self._chosen(number, query, keys[0], seen)
+            rows.append(self._read(number, chosen, query, keys[0], values[0], seen))
+        return torch.cat(rows, 2)
+
+    def _chosen(self, number: int, query: Tensor, keys: Tensor, mask: Tensor) -> Chosen | None:
+        """The slots that a row of queries [1, heads, 1, dim] chooses; None means all of them."""
+        if len(self.slots) <= self.budget:
+            return None
+        if number in self.picked and not self.select.every_token:
+            return self.picked[number]
+        layer = LlamaLayer(self, number, query, keys[:, mask[0] == 0])
+        chosen = self.select.choose(layer, self.budget)
+        slots = torch.cat([self.others.expand(len(chosen.slots), -1), chosen.slots], 1)
+        self.picked[number] = chosen._replace(slots=slots)
+        return self.picked[number]
+
+    def _read(self, number, chosen, queries, keys, values, mask) -> Tensor:
+        """What rows of queries [1, heads, n, dim] read of chosen slots and of the buffer."""
+        there = self.target.cache[number, :, :, : self.base]
+        if chosen is not None:
+            heads = torch.arange(len(chosen.slots), device=there.device)[:, None]
+            one_for_all = len(chosen.slots) == 1
+            there = there[:, :, chosen.slots[0]] if one_for_all else there[:, heads, chosen.slots]
+        both = torch.cat([there, torch.stack([keys, values])], 2)
+        self.numbers_read += both.numel()
+        found = F.scaled_dot_product_attention(
+            queries,
+            both[:1],
+            both[1:],
+            attn_mask=F.pad(mask, (there.shape[2], 0)),
+            enable_gqa=both.shape[1] != queries.shape[1],
+        )
+        if chosen is None or chosen.share is None:
+            return found
+        drafted = values[:, mask[0] == 0]
+        mean = (self._summed()[number] + drafted.sum(1)) / (self.base + drafted.shape[1])
+        self.numbers_read += mean.numel()
+        mean = mean.repeat_interleave(queries.shape[1] // len(mean), 0)[None, :, None]
+        share = chosen.share.reshape(1, -1, 1, 1)
+        return share * found + (1.0 - share) * mean
+
+    def _summed(self) -> Tensor:
+        """The sum of the values of all of the target's slots, [layers, kv heads, head_dim]."""
+        if self.summed < self.base:
+            new = self.target.cache[:, 1, :, self.summed : self.base]
+            self.numbers_read += new.numel()
+            self.sums, self.summed = self.sums + new.sum(2), self.base
+        return self.sums
+
+    def chunk_means(self, size: int) -> Tensor:
+        """Mean keys of whole chunks of candidates, [layers, kv heads, chunks, head_dim]."""
+        cache, n = self.target.cache, len(self.slots) // size
+        found = self.means.get(size, cache[:, 0, :, :0])
+        if found.shape[2] < n:
+            new = cache[:, 0][:, :, self.slots[found.shape[2] * size : n * size]]
+            self.numbers_read += new.numel()
+            found = torch.cat([found, new.unflatten(2, (-1, size)).mean(3)], 2)
+            self.means = self.means | {size: found}  # a fork may share the old ones
+        return found
+
+    def _keep(self, slots, n_before):
+        before = n_before - self.base
+        self.used = before + len(slots)
+        own = [slot - self.base for slot in slots]
+        if own != list(range(before, self.used)):
+            kept = self.buffer[:, :, :, own]
+            self.buffer[:, :, :, before : self.used] = kept
+
+    def copy(self) -> LlamaSparse:
+        other = super().copy()
+        other.buffer, other.picked = self.buffer.clone(), dict(self.picked)
+        return other
+
+
+class LlamaLayer(CachedLayer):
+    """One layer of a `LlamaSparse`'s target."""
+
+    def __init__(self, context: LlamaSparse, number: int, query: Tensor, drafts: Tensor):
+        self.context, self.number, self.drafts = context, number, drafts
+        self.candidates = context.slots
+        self.queries = query.view(len(drafts), -1, query.shape[-1])
+
+    @property
+    def keys(self) -> Tensor:
+        return self.context.target.cache[self.number, 0, :, : self.context.base]
+
+    @property
+    def last_queries(self) -> Tensor:
+        found = self.context.target.last_queries(self.number)
+        return self.queries if found is None else found
+
+    def chunk_means(self, size: int) -> Tensor:
+        means = self.context.chunk_means(size)[self.number]
+        self.count(means.numel())
+        return means
+
+    def count(self, numbers: int) -> None:
+        self.context.numbers_read += numbers
+
+
+def added(visible: Tensor, like: Tensor) -> Tensor:
+    """What is added to attention scores: nothing where a slot is seen, else minus infinity."""
+    mask = torch.zeros(visible.shape, dtype=like.dtype)
+    return mask.masked_fill_(~visible, -torch.inf).to(like.device)
 
 
 def _scaled(weight: Tensor, gain: Tensor) -> Tensor:

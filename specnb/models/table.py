@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specnb.models.base import Context, PromptTooLong
+from specnb.models.sparse import Selector, SparseContext, chosen_by_place, need_places
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Float
@@ -106,7 +107,42 @@ class TableContext(Context):
     def _keep(self, slots: list[int], n_before: int) -> None:
         self.slots = self.slots[:n_before] + [self.slots[slot] for slot in slots]
 
+    def sparse(self, select: Selector, budget: int, over: str = "all") -> TableSparse:
+        need_places(select, "a table model has none")
+        return TableSparse(self, select, budget, over)
+
     def copy(self) -> TableContext:
         other = self._fork(copy.copy(self))
+        other.slots = list(self.slots)
+        return other
+
+
+class TableSparse(SparseContext):
+    """A table model that reads chosen tokens of a text as if they stood side by side."""
+
+    target: TableContext
+
+    def _forget(self) -> None:
+        self.slots: list[int] = []
+        self.read = [self.target.slots[slot] for slot in chosen_by_place(self)]
+
+    def _run(self, tokens: list[int], positions: list[int], visible: Tensor | None) -> Tensor:
+        first = len(self.slots)
+        self.slots += tokens
+        rows = []
+        for index in range(len(tokens)):
+            own = self.slots[: first + index + 1]
+            if visible is not None:
+                seen = visible[index, self.base :].nonzero().flatten().tolist()
+                own = [self.slots[i] for i in seen]
+            rows.append(self.target.model.next_logits([*self.read, *own]))
+        return torch.stack(rows)
+
+    def _keep(self, slots: list[int], n_before: int) -> None:
+        kept = [self.slots[slot - self.base] for slot in slots]
+        self.slots = self.slots[: n_before - self.base] + kept
+
+    def copy(self) -> TableSparse:
+        other = super().copy()
         other.slots = list(self.slots)
         return other
