@@ -284,12 +284,14 @@ class LlamaContext(Context):
         assert model.llama is not None  # else it is an HFContext
         self.model, self.llama = model, model.llama
         self.used = 0  # slots that hold something
+        self.features: Tensor | None = None  # of the pictures, for a drafter that shares them
         self.cache = self.llama.empty_cache(len(ids) + GROWTH)
         if len(ids) > 1:
             x = self.llama.embed(model.own_ids(ids[:-1]))
             if extras is not None:  # the only place where images are encoded
                 places = torch.tensor([token == image_id for token in ids[:-1]], device=x.device)
-                x = x.index_put((places,), model.image_features(extras).to(x.dtype))
+                self.features = model.image_features(extras)
+                x = x.index_put((places,), self.features.to(x.dtype))
             self._feed(x, range(len(ids) - 1), None, 0)
 
     def _feed(self, x, positions, mask, n_logits) -> Tensor:
@@ -319,6 +321,7 @@ class LlamaContext(Context):
     def copy(self) -> LlamaContext:
         other = LlamaContext.__new__(LlamaContext)
         other.model, other.llama, other.used = self.model, self.llama, self.used
+        other.features = self.features
         other.cache = self.cache.clone()  # it is written in place, so a fork needs its own
         return self._fork(other)
 

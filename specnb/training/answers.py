@@ -74,6 +74,8 @@ def write_answers(
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_origin(folder, target, asked, recipe)
+    head = target.module.get_output_embeddings().weight.detach().float().contiguous()
+    save_file({"head": head, "allowed": target.allowed.contiguous()}, folder / "head.safetensors")
     numbers = range(-(-len(asked) // recipe.batch))
     for index in tqdm(numbers, desc="answers", mininterval=5.0):
         path = folder / f"{index:04d}.safetensors"
@@ -87,8 +89,6 @@ def write_answers(
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary, meta)
         temporary.rename(path)
-    head = target.module.get_output_embeddings().weight.detach().float().contiguous()
-    save_file({"head": head, "allowed": target.allowed.contiguous()}, folder / "head.safetensors")
 
 
 def check_origin(folder: Path, target: Any, asked: Sequence[Asked], recipe: Recipe) -> None:
