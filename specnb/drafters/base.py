@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from specnb.models.base import Context, Pair
+from specnb.models.base import Context, Model, Pair
 from specnb.sampling import Draws, NoNumbers, Sampling
 from specnb.tree import DraftTree, empty_tree
 
@@ -62,6 +62,22 @@ def parameter_ratio(drafter: Drafter, pair: Pair) -> float | None:
     own: Any = getattr(drafter, "parameter_ratio", None)
     ratio: float | None = pair.parameter_ratio if own is None else own(pair)
     return ratio
+
+
+def opened(draft: Model, prompt: Any, image: Any, target: Context | None) -> Context:
+    """The draft model's context on a prompt; without the picture where it has no eyes.
+
+    A draft model whose `open` has a parameter `features` is given those of the picture that the
+    target's context keeps, so that a picture is encoded once.
+    """
+    if image is None or not draft.sees_images:
+        return draft.open(prompt)
+    features = getattr(target, "features", None)
+    if features is None or "features" not in inspect.signature(draft.open).parameters:
+        return draft.open(prompt, image)
+    asked: Any = draft.open
+    context: Context = asked(prompt, image, features=features)
+    return context
 
 
 @dataclass(frozen=True)

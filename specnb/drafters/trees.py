@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from specnb.arguments import shown
-from specnb.drafters.base import law_of, one_hot
+from specnb.drafters.base import law_of, one_hot, opened
 from specnb.knobs import knob, rule_knob, settle
-from specnb.models.base import Pair, PromptTooLong
+from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
 from specnb.tree import DraftTree, path_to
@@ -79,26 +79,41 @@ class _Tree:
         `earlier` are the siblings drawn before it."""
         return probs
 
-    def start(self, pair: Pair, prompt: Any, image: Any, sampling: Sampling) -> TreeDrafting:
+    def start(
+        self,
+        pair: Pair,
+        prompt: Any,
+        image: Any,
+        sampling: Sampling,
+        target: Context | None = None,
+    ) -> TreeDrafting:
         if pair.draft is None:
             raise ValueError(
                 f"draft=None: {type(self).__name__} needs a draft model, "
                 "load the pair with draft=..."
             )
-        return TreeDrafting(self, pair, prompt, image, sampling)
+        return TreeDrafting(self, pair, prompt, image, sampling, target)
 
 
 class TreeDrafting:
     """Grows trees level by level: one drafter forward per level, over all of its nodes."""
 
-    def __init__(self, settings: _Tree, pair: Pair, prompt: Any, image: Any, sampling: Sampling):
+    def __init__(
+        self,
+        settings: _Tree,
+        pair: Pair,
+        prompt: Any,
+        image: Any,
+        sampling: Sampling,
+        target: Context | None = None,
+    ):
         self.settings, self.sampling = settings, sampling
         draft = pair.draft
         assert draft is not None  # as `start` has seen
         self.vocab_size, self.eos_ids = draft.vocab_size, pair.target.eos_ids
         # A drafter without eyes gets the text alone; left-in image tokens halve its efficiency.
         try:
-            self.context = draft.open(prompt, image if draft.sees_images else None)
+            self.context = opened(draft, prompt, image, target)
         except PromptTooLong:
             # Drafting has ended before it began, decoding goes on: `propose` finds no room.
             self.context = None  # type: ignore[assignment]  # see the line above

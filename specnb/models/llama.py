@@ -309,12 +309,14 @@ class LlamaContext(Context):
         self.watched = False  # whether queries are kept: of each layer, [heads, n, head_dim]
         self.queries: list[Tensor] = []
         self.last = 0  # the row of the last token kept
+        self.features: Tensor | None = None  # of the pictures, for a drafter that shares them
         self.cache = self.llama.empty_cache(len(ids) + GROWTH)
         if len(ids) > 1:
             x = self.llama.embed(model.own_ids(ids[:-1]))
             if extras is not None:  # the only place where images are encoded
                 places = torch.tensor([token == image_id for token in ids[:-1]], device=x.device)
-                x = x.index_put((places,), model.image_features(extras).to(x.dtype))
+                self.features = model.image_features(extras)
+                x = x.index_put((places,), self.features.to(x.dtype))
             self._feed(x, range(len(ids) - 1), None, 0)
 
     def _feed(self, x, positions, mask, n_logits) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specnb import smollm2
-from specnb.models import certificate, folders, gate, settings
+from specnb.models import adapter, certificate, folders, gate, settings
 from specnb.models.base import Pair
 from specnb.models.hf import NO_TEMPLATE, HFModel
 from specnb.models.llama import MOST_HALF, largest, no_halves
@@ -193,7 +193,7 @@ def _load(
         model.certificate = "embedded"
     elif certify:
         model.certificate = check.weights(model)
-    return model
+    return adapter.AdapterModel.of(model, folder) if adapter.is_adapter(folder) else model
 
 
 def _skeleton(transformers, config):

@@ -81,7 +81,8 @@ def train(
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 bar.set_postfix(
-                    loss=f"{loss.item():.3f}", **{k: f"{v:.3f}" for k, v in figures.items()}
+                    loss=f"{loss.item():.3f}",
+                    **{k: f"{v:.3f}" for k, v in figures.items() if isinstance(v, float)},
                 )
             if time.monotonic() - saved_at > checkpoint_s or step == stage.steps:
                 save_checkpoint(path, stage, step, parameters, optimizer)

@@ -1,0 +1,276 @@
+"""Direct alignment (2403.00858): a drafter learns from what the target itself says to prompts.
+
+Three steps, each of which goes on where a killed run stopped: the target answers prompts at several
+temperatures (`specnb.training.answers`), the drafter is trained on its distributions at every
+answer token (`specnb.training.losses`), and is written as a folder that `load_pair(draft=...)`
+takes. `python -m specnb.training align` does all of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from specnb import arguments
+from specnb.training.answers import read_batches
+from specnb.training.data import pad
+from specnb.training.loop import Stage, train
+from specnb.training.losses import loss_of
+
+DRAFT_LENGTH = 5
+CHECK_EVERY = 200  # steps between two looks at held-out answers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a drafter is trained: `steps` with `loss`, then `then_steps` with `then`, more slowly.
+
+    loss, then: names of `LOSSES` or sums of them, as in "0.1 ce + 0.9 tv"; an empty `then` is the
+    same loss. lr, then_lr: the highest learning rates of AdamW. batch: answers per step. blind: of
+    the answers about a picture, the share that an adapter learns without it. seed: of the order of
+    the answers.
+    """
+
+    loss: str = "kl"
+    steps: int = 1400
+    lr: float = 4e-3
+    then: str = ""
+    then_steps: int = 600
+    then_lr: float = 1e-3
+    batch: int = 64
+    blind: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        loss_of(self.loss)
+        if self.then:
+            loss_of(self.then)
+        for name, least in (("steps", 1), ("then_steps", 0), ("batch", 1), ("seed", 0)):
+            arguments.whole(name, getattr(self, name), least)
+
+    @property
+    def stages(self) -> list[tuple[str, Stage]]:
+        """(loss, stage) in order; the name of a stage is that of its checkpoint."""
+        then = self.then or self.loss
+        first, second = (text.replace(" ", "") for text in (self.loss, then))
+        warmup, final = min(100, self.steps // 4), 0.1 if self.then_steps else 0.02
+        stage = Stage(f"1-{first}", self.steps, self.batch, self.lr, warmup, final)
+        found = [(self.loss, stage)]
+        if self.then_steps:
+            stage = Stage(
+                f"2-{first}-{second}",
+                self.then_steps,
+                self.batch,
+                self.then_lr,
+                warmup=min(20, self.then_steps // 4),
+                final=0.02,
+                data=self.steps,
+            )
+            found.append((then, stage))
+        return found
+
+
+class Batch(NamedTuple):
+    """Answers, filled up on the right: what a drafter reads, and what the target had in mind."""
+
+    ids: Tensor  # [rows, t] prompt and answer without its last token
+    mask: Tensor  # [rows, t], where the next token is one of the answer
+    hidden: Tensor  # [marked, width] the target's last hidden states there
+    said: Tensor  # [marked] the token that it said
+    features: Tensor | None  # [rows, image tokens, width]
+
+
+class Answers:
+    """All answers of a folder in memory; batches are a function of the step alone."""
+
+    def __init__(self, folder: Path, n: int | None = None):
+        self.prompts: list[list[int]] = []
+        self.answers: list[list[int]] = []
+        self.temperatures: list[float] = []
+        self.tasks: list[str] = []
+        hidden, features = [], []
+        for tensors, meta in read_batches(folder):
+            if n is not None and len(self.answers) >= n:
+                break
+            for name, rows in (("prompt", self.prompts), ("answer", self.answers)):
+                lengths = tensors[f"{name}_n"].tolist()
+                rows += [part.tolist() for part in tensors[name].split(lengths)]
+            self.temperatures += [float(meta["temperature"])] * len(tensors["answer_n"])
+            self.tasks += json.loads(meta["tasks"])
+            hidden.append(tensors["hidden"])
+            if "features" in tensors:
+                features.append(tensors["features"])
+        self.hidden = torch.cat(hidden)
+        self.features = torch.cat(features) if features else None
+        self.first = np.cumsum([0, *map(len, self.answers)])
+        stored = load_file(folder / "head.safetensors")
+        self.head, self.forbidden = stored["head"].float(), ~stored["allowed"]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def target_logits(self, hidden: Tensor) -> Tensor:
+        """The target's logits [n, vocab] of its hidden states; ids that it never says are -inf."""
+        return (hidden.float() @ self.head.T).masked_fill(self.forbidden, -torch.inf)
+
+    def rows(self, chosen: Sequence[int]) -> Batch:
+        """The answers of these numbers as a batch."""
+        read = [self.prompts[i] + self.answers[i][:-1] for i in chosen]
+        ids = pad(read, 0)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, i in enumerate(chosen):
+            mask[row, len(self.prompts[i]) - 1 : len(read[row])] = True
+        hidden = torch.cat([self.hidden[self.first[i] : self.first[i + 1]] for i in chosen])
+        said = torch.tensor([token for i in chosen for token in self.answers[i]])
+        seen = None if self.features is None else self.features[list(chosen)].float()
+        return Batch(ids, mask, hidden, said, seen)
+
+    def batch(self, step: int, size: int, seed: int = 0) -> Batch:
+        """The batch of a step: every answer once per epoch, those of like length together."""
+        size = min(size, len(self))
+        per_epoch = len(self) // size
+        epoch, index = divmod(step, per_epoch)
+        order = np.random.default_rng((seed, epoch)).permutation(len(self))
+        group = index // 8  # batches of like length, from groups of eight
+        members = order[group * 8 * size : (group + 1) * 8 * size]
+        members = sorted(members, key=lambda i: len(self.prompts[i]) + len(self.answers[i]))
+        start = (index % 8) * size
+        return self.rows([int(i) for i in members[start : start + size]])
+
+
+def draft_logits(module: Any, batch: Batch, blind: Tensor | None = None) -> Tensor:
+    """The drafter's logits [marked, vocab] at the answer positions of a batch.
+
+    `blind` [rows] marks rows that an adapter reads without their picture.
+    """
+    if getattr(module, "projector", None) is None:
+        hidden = module.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    else:
+        assert batch.features is not None  # `align` has seen that there are pictures
+        hidden = module.read(batch.ids, batch.features, blind)
+    return module.get_output_embeddings()(hidden[batch.mask])
+
+
+def calls_needed(accepted: Sequence[float], draft_length: int) -> float:
+    """Expected target calls that it takes to say a text, by chains of `draft_length` tokens.
+
+    `accepted[t]` is the probability that token t of the text, if a draft reaches it, is one that
+    was drafted and accepted: min(1, q / p) of that token when sampling, 1 or 0 when greedy. A block
+    that starts at t ends behind the first token that was not, or with the bonus: this walks
+    through the probabilities that a block starts at t, so it is exact for the given text.
+    """
+    starts = np.zeros(len(accepted) + draft_length + 2)
+    starts[0] = 1.0
+    for t in range(len(accepted)):
+        alive = starts[t]
+        for k, share in enumerate(accepted[t : t + draft_length]):
+            starts[t + k + 1] += alive * (1 - share)
+            alive *= share
+        starts[t + draft_length + 1] += alive
+    return float(starts[: len(accepted)].sum())
+
+
+@torch.inference_mode()
+def held_out(module: Any, answers: Answers, draft_length: int = DRAFT_LENGTH) -> dict[str, Any]:
+    """Figures of a drafter on answers that it has not learned from.
+
+    `alpha`: mean acceptance probability, sum of min(p, q), on answers at temperature 1;
+    `by_position`: the same by position in the answer, in eights; `agree`: how often both say the
+    same greedily, on answers at temperature 0; `tau` and `tau_greedy`: predicted block efficiency,
+    tokens per expected target call (`calls_needed`).
+    """
+    by_position: list[list[float]] = []
+    tokens, calls = {0.0: 0, 1.0: 0}, {0.0: 0.0, 1.0: 0.0}
+    alphas, agree = [], []
+    for first in range(0, len(answers), 64):
+        chosen = range(first, min(first + 64, len(answers)))
+        batch = answers.rows(chosen)
+        p = answers.target_logits(batch.hidden).softmax(-1)
+        logits = draft_logits(module, batch).float().masked_fill(answers.forbidden, -torch.inf)
+        q = logits.softmax(-1)
+        alpha = torch.minimum(p, q).sum(-1)
+        hits = (p.argmax(-1) == logits.argmax(-1)).double()
+        said = batch.said[:, None]
+        ratio = (q.gather(1, said) / p.gather(1, said))[:, 0].clamp(max=1.0)
+        at = 0
+        for i in chosen:
+            part = slice(at, at + len(answers.answers[i]))
+            at = part.stop
+            temperature = answers.temperatures[i]
+            if temperature not in tokens:
+                continue
+            sampled = temperature == 1.0
+            (alphas if sampled else agree).append((alpha if sampled else hits)[part])
+            if sampled:
+                for k, value in enumerate(alpha[part].tolist()):
+                    if k // 8 == len(by_position):
+                        by_position.append([])
+                    by_position[k // 8].append(value)
+            tokens[temperature] += len(answers.answers[i])
+            shares = (ratio if sampled else hits)[part].tolist()
+            calls[temperature] += calls_needed(shares, draft_length)
+    figures: dict[str, Any] = {}
+    if alphas:
+        figures["alpha"] = float(torch.cat(alphas).mean())
+        figures["tau"] = tokens[1.0] / calls[1.0]
+        figures["by_position"] = [round(float(np.mean(part)), 4) for part in by_position]
+    if agree:
+        figures["agree"] = float(torch.cat(agree).mean())
+        figures["tau_greedy"] = tokens[0.0] / calls[0.0]
+    return figures
+
+
+def train_on(
+    module: nn.Module,
+    answers: Answers,
+    work: Path,
+    recipe: Recipe = Recipe(),
+    watched: Answers | None = None,
+    check_every: int = CHECK_EVERY,
+) -> dict[str, Any]:
+    """Trains a drafter in place by a recipe, and gives its figures on the answers `watched`.
+
+    `work` holds checkpoints (one per stage, finished ones stay) and `metrics.jsonl`, with the loss
+    and the mean acceptance of batches, and every `check_every` steps the figures of `held_out`.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    if getattr(module, "projector", None) is not None and answers.features is None:
+        raise ValueError("draft: an adapter learns from pictures, and these prompts have none")
+    for name, stage in recipe.stages:
+        loss = loss_of(name)
+
+        def step_of(step: int, loss=loss, stage=stage) -> tuple[Tensor, dict[str, Any]]:
+            batch = answers.batch(stage.data + step, stage.batch, recipe.seed)
+            draw = np.random.default_rng((recipe.seed, stage.data + step, 1))
+            blind = torch.from_numpy(draw.random(len(batch.ids)) < recipe.blind)
+            theirs = answers.target_logits(batch.hidden)
+            ours = draft_logits(module, batch, blind)
+            value = loss(theirs, ours, torch.ones(len(ours), dtype=torch.bool))
+            figures: dict[str, Any] = {}
+            last = step + 1 == stage.steps
+            if (step + 1) % 20 == 0 or last:
+                with torch.no_grad():
+                    overlap = torch.minimum(theirs.softmax(-1), ours.float().softmax(-1))
+                figures["acceptance"] = float(overlap.sum(-1).mean())
+            if watched is not None and ((step + 1) % check_every == 0 or last):
+                figures |= {f"held_out_{k}": v for k, v in held_out(module, watched).items()}
+            return value, figures
+
+        train(stage, module, step_of, work)
+    return {} if watched is None else held_out(module, watched)
+
+
+def save(module: Any, tokenizer: Any, out: Path) -> None:
+    """bf16 weights, config and tokenizer: a folder that `load_pair(draft=...)` takes."""
+    bf16 = copy.deepcopy(module).to(torch.bfloat16)
+    bf16.save_pretrained(out)
+    tokenizer.save_pretrained(out)

@@ -1,0 +1,107 @@
+"""A drafter out of the target's own weights: its first blocks, narrowed where asked for.
+
+Inheritune (2404.08634) takes the first blocks of a large model and trains on. Its released code
+copies blocks and head, but neither the token embeddings (where they are not tied to the head) nor
+the final norm; here all of them are inherited. Where the drafter is narrower than the target, rows
+and columns are sub-cloned: whole heads and the strongest dimensions stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specnb.arguments import whole
+
+
+@torch.no_grad()
+def inherit(
+    target: Any,
+    blocks: int = 1,
+    width: int | None = None,
+    heads: int | None = None,
+    intermediate: int | None = None,
+) -> Any:
+    """A `LlamaForCausalLM` of the first `blocks` blocks of a Llama-type target (or LLaVA's).
+
+    width, intermediate: how many dimensions of the residual stream and of the MLP are kept, the
+    strongest ones: those of the largest norm in the embedding table, and in each block the rows of
+    the largest product of norms (gate, up and down). heads: how many key/value heads are kept, the
+    first ones with the largest output norm, each with its group of query heads. None keeps all.
+
+    With all of them kept and as many blocks as the target has, it is the target's language model,
+    to the last bit. ValueError where the target is of another type, or has less than is asked for.
+    """
+    module = getattr(target, "module", target)
+    text = module.get_decoder()
+    config = module.config.get_text_config()
+    if config.model_type != "llama":
+        raise ValueError(
+            f"target: its language model is of type {config.model_type}; `inherit` knows llama"
+        )
+    most = {
+        "blocks": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_key_value_heads,
+        "intermediate": config.intermediate_size,
+    }
+    asked = {"blocks": blocks, "width": width, "heads": heads, "intermediate": intermediate}
+    n = {
+        name: size if asked[name] is None else whole(name, asked[name], 1, size)
+        for name, size in most.items()
+    }
+    from transformers import LlamaForCausalLM
+
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.hidden_size = n["blocks"], n["width"]
+    small.intermediate_size, small.num_key_value_heads = n["intermediate"], n["heads"]
+    group = config.num_attention_heads // config.num_key_value_heads
+    small.num_attention_heads = n["heads"] * group
+    small.head_dim = config.head_dim
+    head = module.get_output_embeddings().weight
+    table = text.embed_tokens.weight
+    small.tie_word_embeddings = table.data_ptr() == head.data_ptr()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(small, name, getattr(config, name, None))
+    drafter = LlamaForCausalLM(small).float()
+
+    dims = strongest(table.float().norm(dim=0), n["width"])
+    # A norm over fewer dimensions divides by another root mean square: gains make up for it.
+    whole_size, kept_size = (x.float().square().mean().sqrt() for x in (table, table[:, dims]))
+    gain = kept_size / whole_size if n["width"] < config.hidden_size else 1.0
+    drafter.model.embed_tokens.weight.copy_(table[:, dims])
+    if not small.tie_word_embeddings:
+        drafter.lm_head.weight.copy_(head[:, dims])
+    drafter.model.norm.weight.copy_(text.norm.weight[dims] * gain)
+    for ours, theirs in zip(drafter.model.layers, text.layers, strict=False):
+        a, m = theirs.self_attn, theirs.mlp
+        out = a.o_proj.weight.float().view(config.hidden_size, config.num_key_value_heads, -1)
+        kv = strongest(out.norm(dim=(0, 2)), n["heads"])
+        queries = (kv[:, None] * group + torch.arange(group)).flatten()
+        rows = m.gate_proj.weight.float().norm(dim=1) * m.up_proj.weight.float().norm(dim=1)
+        cells = strongest(rows * m.down_proj.weight.float().norm(dim=0), n["intermediate"])
+        of_kv, of_q = (_rows(which, config.head_dim) for which in (kv, queries))
+        ours.self_attn.q_proj.weight.copy_(a.q_proj.weight[of_q][:, dims])
+        ours.self_attn.k_proj.weight.copy_(a.k_proj.weight[of_kv][:, dims])
+        ours.self_attn.v_proj.weight.copy_(a.v_proj.weight[of_kv][:, dims])
+        ours.self_attn.o_proj.weight.copy_(a.o_proj.weight[dims][:, of_q])
+        ours.mlp.gate_proj.weight.copy_(m.gate_proj.weight[cells][:, dims])
+        ours.mlp.up_proj.weight.copy_(m.up_proj.weight[cells][:, dims])
+        ours.mlp.down_proj.weight.copy_(m.down_proj.weight[dims][:, cells])
+        ours.input_layernorm.weight.copy_(theirs.input_layernorm.weight[dims] * gain)
+        ours.post_attention_layernorm.weight.copy_(
+            theirs.post_attention_layernorm.weight[dims] * gain
+        )
+    return drafter
+
+
+def strongest(sizes: Tensor, n: int) -> Tensor:
+    """The places of the `n` largest sizes, in ascending order."""
+    return sizes.topk(n).indices.sort().values
+
+
+def _rows(heads: Tensor, head_dim: int) -> Tensor:
+    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
