@@ -43,6 +43,7 @@ from .drafters import Drafting as Drafting
 from .drafters import GumbelTopK as GumbelTopK
 from .drafters import IIDTree as IIDTree
 from .drafters import PromptLookup as PromptLookup
+from .drafters import StaticTree as StaticTree
 from .drafters import StochasticBeam as StochasticBeam
 from .drafters import TopKTree as TopKTree
 from .knobs import knob as knob
@@ -65,6 +66,7 @@ from .stopping import PathScore as PathScore
 from .stopping import RuleState as RuleState
 from .stopping import StoppingRule as StoppingRule
 from .stopping import SumEntropy as SumEntropy
+from .theory import best_tree as best_tree
 from .tree import DraftTree as DraftTree
 from .tuning import tune as tune
 from .verify import Block as Block

@@ -32,6 +32,7 @@ GROUP = "specnb.methods"
 DRAFTERS = (
     drafters.Chain,
     drafters.GumbelTopK,
+    drafters.StaticTree,
     drafters.StochasticBeam,
     drafters.IIDTree,
     drafters.TopKTree,

@@ -9,7 +9,15 @@ import torch
 
 from specnb import exact
 from specnb.decode import next_block
-from specnb.drafters import Chain, GumbelTopK, IIDTree, PromptLookup, StochasticBeam, TopKTree
+from specnb.drafters import (
+    Chain,
+    GumbelTopK,
+    IIDTree,
+    PromptLookup,
+    StaticTree,
+    StochasticBeam,
+    TopKTree,
+)
 from specnb.models import Pair, TableModel
 from specnb.sampling import Sampling
 from specnb.stopping import AdaEDL, MaxConfidence
@@ -228,6 +236,7 @@ EVERY = {  # method by name, as far as it goes with any model
     "AdaEDL": Chain(12, stop=AdaEDL(0.4)),
     "MaxConfidence": Chain(12, stop=MaxConfidence(0.4)),
     "RSD-C": GumbelTopK((3, 2, 1)),
+    "static tree": StaticTree((-1, -1, -1, 0, 0, 1, 3)),
     "RSD-S": StochasticBeam(3, 4),
     "iid": IIDTree((3, 2, 1)),
     "k-SEQ": IIDTree((3, 1, 1), verify="kseq"),

@@ -25,9 +25,12 @@ def main() -> None:
     parser.add_argument("--draft", default="")
     parser.add_argument("--n", type=int, default=0, help="items per task; default: the full size")
     parser.add_argument("--only", nargs="+", default=(), help="architectures: these families")
+    parser.add_argument("--seconds", action="store_true", help="stopping, trees: time them, too")
     options = parser.parse_args()
     if options.only and options.subject != "architectures":
         parser.error("--only goes with architectures")
+    if options.seconds and options.subject not in ("stopping", "trees"):
+        parser.error("--seconds goes with stopping and trees")
     if options.pictures and options.subject != "results":
         parser.error("--pictures goes with results")
     from specnb.bench import results
@@ -38,6 +41,7 @@ def main() -> None:
     module = f"specnb.bench.{options.subject}"
     subject = importlib.import_module(module)
     more = {"only": options.only} if options.only else {}
+    more |= {"seconds": True} if options.seconds else {}
     figures = subject.measure(target=options.target, draft=options.draft, n=options.n, **more)
     print(subject.table(figures))
     if options.json:

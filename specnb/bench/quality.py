@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 import specnb as sn
 from specnb.measure import interval
+from specnb.record import TokenRow
 from specnb.scenes import TASKS, Example, attribute_of, blank, examples, is_right, score
 from specnb.scenes.world import COLOURS, KINDS
 
@@ -169,17 +170,25 @@ def word_classes(runs, items) -> dict[str, list[bool]]:
     """
     classes: dict[str, list[bool]] = {"function": [], "seen": [], "named": []}
     for run, item in zip(runs, items, strict=True):
-        earlier = set(item.prompt.lower().replace("?", " ").replace(".", " ").split())
-        examined = {(r.block, r.depth) for r in run.tokens if r.verdict in ("accepted", "rejected")}
-        for row in run.emitted:
-            word = row.text.strip().lower()
-            if (row.block, row.depth) in examined:
-                name = "function"
-                if attribute_of(word):
-                    name = "named" if word in earlier else "seen"
-                classes[name].append(row.verdict == "accepted")
-            earlier.add(word)
+        for row, name in classed(run, item):
+            classes[name].append(row.verdict == "accepted")
     return {name: values for name, values in classes.items() if values}
+
+
+def classed(run: sn.Record, item: Example) -> list[tuple[TokenRow, str]]:
+    """The emitted tokens where a draft was examined, each with the class of its word."""
+    found = []
+    earlier = set(item.prompt.lower().replace("?", " ").replace(".", " ").split())
+    examined = {(r.block, r.depth) for r in run.tokens if r.verdict in ("accepted", "rejected")}
+    for row in run.emitted:
+        word = row.text.strip().lower()
+        if (row.block, row.depth) in examined:
+            name = "function"
+            if attribute_of(word):
+                name = "named" if word in earlier else "seen"
+            found.append((row, name))
+        earlier.add(word)
+    return found
 
 
 @torch.inference_mode()

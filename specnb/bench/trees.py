@@ -1,203 +1,344 @@
-"""What does a tree buy? RSD-C and RSD-S against chains and independent draws.
+"""What does a tree buy? RSD-C, RSD-S and the best static tree against chains.
 
-(a) at equal depth, (b) against trees of independent draws, (c) at an equal number of nodes that
-the target must score. Shapes for (c) are chosen on other prompts than they are measured on.
+(a) At which siblings' ranks does the target find its token, by the kind of word? (b) Trees at equal
+depth, and against trees of independent draws. (c) At most so many nodes for the target to score:
+block efficiency, MBSU, drafter forwards and nodes side by side. All that is chosen (lengths,
+widths, and the shapes that `sn.best_tree` makes of measured ranks) is chosen on other prompts.
+
+Nothing of this depends on the machine; with `--seconds` the methods of (c) are also timed.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from tqdm.auto import tqdm
+
 import specnb as sn
+from specnb import theory
 from specnb.bench import KEPT
+from specnb.bench.quality import classed
 from specnb.drafters import Drafter
-from specnb.measure import Row, RowCache, best_of, geometric_ratio, in_turns, pooled
+from specnb.measure import (
+    Row,
+    RowCache,
+    best_of,
+    costed,
+    geometric_ratio,
+    in_turns,
+    places_of,
+    pooled,
+)
+from specnb.measure.ranks import shares
+from specnb.measure.runner import decode
 from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
 
-TAU = "block_efficiency"
-DEPTHS = (2, 3, 4, 5)
-BUDGETS = {  # nodes per target call: RSD-C branchings, RSD-S (width, depth)
-    6: ([(2, 1, 1), (2, 2), (3, 1)], [(2, 3), (3, 2)]),
-    10: ([(2, 1, 1, 1, 1), (2, 2, 1), (5, 1)], [(2, 5), (5, 2)]),
-    14: ([(2, 1, 1, 1, 1, 1, 1), (2, 2, 2), (7, 1)], [(2, 7), (7, 2)]),
-    21: ([(3, 1, 1, 1, 1, 1, 1), (3, 2, 2), (7, 1, 1)], [(3, 7), (7, 3)]),
-    30: ([(2, 2, 2, 2), (5, 1, 1, 1, 1, 1), (6, 1, 1, 1, 1)], [(5, 6), (6, 5)]),
-}
-TEMPERATURES = (0.3, 1.0)
-CHAINS = range(1, 31)
+TAU, SPEED = "block_efficiency", "tokens_per_second"
+KINDS = ("chain", "RSD-C", "RSD-S", "static tree")
+GOALS = ("block efficiency", "MBSU")
+DEPTHS = (3, 5)
+BUDGETS = (6, 14, 30)  # nodes per target call
+SEEDS = (0, 1000)  # a third one for the small real models, whose tokens cost little
+ONE = sn.Sampling(1.0)
+RANKS = 8  # siblings drawn where ranks are counted
+CHAINS = (3, 5, 7, 10, 14, 22, 30)  # tried, and each budget itself
+BEAMS = ((2, 3), (3, 2), (2, 5), (2, 7), (3, 4), (2, 10), (3, 7), (2, 15), (3, 10))
 REAL = ROOT.parent / "shared" / "real"
 WEAKER = (1.0, 1.3, 1.6, 2.0, 2.5, 3.0)  # temperatures of the drafter, tried in this order
-STORIES = (
-    "Once upon a time", "One day, a little girl", "Tom and Lily", "There was a dog",
-    "The sun was", "A boy named Ben", "In the forest", "Mom and dad", "It was a rainy day",
-    "The little bird", "Sara had a red", "The big truck", "On Monday", "Anna saw a cat",
-    "The old man", "They went to the park", "His friend", "Under the bed", "At night", "She wanted",
+STORIES = tuple(
+    f"{start} {who}"
+    for start in ("Once upon a time", "One day", "On Monday", "In the forest", "At night")
+    for who in ("a little girl", "Tom and Lily", "a dog", "the old man", "a boy named Ben",
+                "the little bird", "Mom and dad", "a big truck", "Anna", "his friend",
+                "the red cat", "they", "a small house", "the king", "Sara had a box",
+                "it was dark", "she wanted", "Max", "the children", "her brother")
 )  # fmt: skip
 
 
-def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
-    """All figures, on `n` prompts per task and half (20), at equal depth on 3 n."""
+def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
+    """All figures, on `n` prompts per task and half (20) and two seeds of each."""
     pair = sn.load_pair(target, draft)
     kept, n = RowCache(KEPT / "trees.jsonl"), n or 20
-    items = {task: examples(task, 2 * n, 4) for task in TASKS}
-    many = {task: examples(task, 3 * n, 4) for task in TASKS}  # differences are small there
-    figures: dict[str, Any] = {"n": n, "depth": _depth(kept, pair, many, 3 * n), "budget": {}}
-    mixed = [item for group in items.values() for item in group]
-    halves = mixed[::2], mixed[1::2]
-    figures["budget"]["embedded"] = _budget(kept, pair, *halves, None, "embedded")
-    weak, rate = _weaker(kept, pair, halves[0][:n])
-    figures["budget"][f"embedded, drafter at T {weak}"] = _budget(
-        kept, pair, *halves, sn.Sampling(weak), f"weak {weak}"
-    ) | {"acceptance_rate": rate, "draft_temperature": weak}
+    halves = [
+        [item for task in TASKS for item in part(examples(task, 2 * n, 4))]
+        for part in (lambda items: items[:n], lambda items: items[n:])
+    ]
+    figures: dict[str, Any] = {"n": n, "ranks": _ranks_by_word(pair, halves[0]), "budget": {}}
+    parts = [("embedded", pair, halves, None)]
     if REAL.is_dir():
         real = sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"))
         stories = [SimpleNamespace(prompt=text, image=None) for text in STORIES]
-        figures["budget"]["stories"] = _budget(
-            kept, real, stories[::2], stories[1::2], None, "stories"
-        )
+        some = max(2, 5 * n // 2)
+        parts.append(("stories", real, [stories[::2][:some], stories[1::2][:some]], None))
+    else:
+        figures["left_out"] = f"stories: {REAL.name} is missing, two small models trained elsewhere"
+    weak, rate = _weaker(kept, pair, halves[0])
+    label = f"embedded, drafter at T {weak} (accepts {rate:.2f})"
+    parts.append((label, pair, halves, sn.Sampling(weak)))
+    for name, one, parted, sampling in parts:
+        figures["budget"][name] = _budget(kept, one, *parted, sampling, name, seconds)
+    figures["depth"] = _depth(kept, pair, n)
     return figures
 
 
-def _counted(
+def _rows(
     kept: RowCache,
     pair: sn.Pair,
     prompts: Sequence,
     methods: Mapping[str, Drafter],
-    sampling: sn.Sampling,
     label: str,
     draft_sampling: sn.Sampling | None = None,
+    seeds: Sequence[int] = (0,),
+    timed: bool = False,
 ) -> dict[str, list[Row]]:
-    """Rows of every method whose seconds nobody looks at."""
     more: dict[str, Any] = {"draft_sampling": draft_sampling, "kept": kept, "label": label}
-    return in_turns(pair, prompts, methods, sampling, timed=False, **more)
+    return in_turns(pair, prompts, methods, ONE, seeds=seeds, timed=timed, **more)
 
 
-def _shapes(depth: int) -> dict:
-    ones = (1,) * (depth - 1)
-    branchings = {(2, *ones), (2, 2, *ones[1:]), (3, *ones), (2,) * depth}
-    shapes: dict = {f"chain {depth}": sn.Chain(depth)}
-    for branching in sorted(branchings):
-        name = ",".join(map(str, branching))
-        shapes[f"RSD-C {name}"] = sn.GumbelTopK(branching)
-        shapes[f"iid {name}"] = sn.IIDTree(branching)
-    for width in (2, 3, 4):
-        shapes[f"RSD-S {width}x{depth}"] = sn.StochasticBeam(width, depth)
-        shapes[f"k-SEQ {width}x{depth}"] = sn.IIDTree((width, *ones), verify="kseq")
-    return shapes
+# -------------------------------------------------------------------------------------- ranks
 
 
-def _depth(kept, pair, items, n) -> list[dict]:
+def _runs(pair, prompts, draft_sampling, label) -> list[sn.Record]:
+    """Runs that draw RANKS siblings for every place, one level deep."""
+    return [
+        decode(pair, item, sn.GumbelTopK((RANKS,)), sampling=ONE, draft_sampling=draft_sampling,
+               seed=seed + number)
+        for seed in SEEDS
+        for number, item in enumerate(tqdm(prompts, desc=f"ranks {label}", leave=False))
+    ]  # fmt: skip
+
+
+def _ranks_by_word(pair, prompts) -> dict[str, dict]:
+    """By what the target said there: at which rank it was found among RANKS siblings."""
+    runs = _runs(pair, prompts, None, "by word")
+    found: dict[str, list[int]] = {}
+    for run, item in zip(runs, itertools.cycle(prompts)):  # noqa: B905  # two seeds of each
+        rank = {place.block: place.rank for place in places_of(run)}
+        for row, name in classed(run, item):
+            found.setdefault(name, []).append(rank[row.block])
+    found["all"] = [rank for name in list(found) for rank in found[name]]
+    return {name: {"n": len(r), "shares": shares(r, RANKS)} for name, r in found.items()}
+
+
+# -------------------------------------------------------------------------------------- depth
+
+
+def _depth(kept, pair, n) -> list[dict]:
+    items = {task: examples(task, n, 5) for task in TASKS}
     lines = []
     for depth in DEPTHS:
-        methods = _shapes(depth)
+        ones = (1,) * (depth - 1)
+        methods: dict[str, Drafter] = {"chain": sn.Chain(depth)}
+        for branching in ((2, *ones), (3, *ones), (2, 2, *ones[1:])):
+            methods[f"RSD-C {branching}"] = sn.GumbelTopK(branching)
+            methods[f"iid {branching}"] = sn.IIDTree(branching)
+        for width in (2, 3, 4):
+            methods[f"RSD-S {width}x{depth}"] = sn.StochasticBeam(width, depth)
         cells = [
-            _counted(kept, pair, group[:n], methods, sn.Sampling(1.0), f"depth {depth} {task}")
+            _rows(kept, pair, group, methods, f"depth {depth} {task}", seeds=SEEDS[:1])
             for task, group in items.items()
         ]
         for name in methods:
             rows = [row for cell in cells for row in cell[name]]
-            line = {
-                "depth": depth,
-                "method": name,
-                "block_efficiency": pooled(rows, "block_efficiency"),
-                "nodes": sum(row.drafted for row in rows) / sum(row.calls for row in rows),
-            }
-            others = {"chain": f"chain {depth}"}
+            line: dict[str, Any] = {"depth": depth, "method": name, **_figures(rows, 0.0)}
+            others = {"chain": "chain"}
             if name.startswith("RSD-C"):
                 others["iid"] = name.replace("RSD-C", "iid")
             for key, other in others.items():
-                pairs = [(cell[name], cell[other]) for cell in cells]
-                line[f"against_{key}"] = geometric_ratio(pairs, "block_efficiency")
+                line[f"against_{key}"] = geometric_ratio(
+                    [(cell[name], cell[other]) for cell in cells], TAU
+                )
             lines.append(line)
     return lines
+
+
+# ------------------------------------------------------------------------------------- budget
 
 
 def _weaker(kept, pair, prompts) -> tuple[float, float]:
     """The first draft temperature with an acceptance rate in 0.6-0.7 (chain of 5, T = 1)."""
     rates = {}
     for temperature in WEAKER:
-        found = _counted(
-            kept,
-            pair,
-            prompts,
-            {"chain": sn.Chain(5)},
-            sn.Sampling(1.0),
-            f"weaker {temperature}",
-            draft_sampling=sn.Sampling(temperature),
-        )["chain"]
-        # A block with a rejection has one more examined token than accepted ones.
-        examined = sum(
-            row.accepted + (row.calls if row.accepted < row.drafted else 0) for row in found
+        sampling = sn.Sampling(temperature)
+        rows = _rows(kept, pair, prompts, {"chain": sn.Chain(5)}, f"T {temperature}", sampling)
+        rates[temperature] = sum(row.accepted for row in rows["chain"]) / sum(
+            row.examined for row in rows["chain"]
         )
-        rates[temperature] = sum(row.accepted for row in found) / examined
         if rates[temperature] <= 0.7:
             break
     best = min(rates, key=lambda t: abs(rates[t] - 0.65))
     return best, rates[best]
 
 
-def _budget(kept, pair, tuning, other, draft_sampling, label) -> dict:
-    """Best chain, RSD-C and RSD-S shape of each budget, chosen on `tuning`, measured on `other`."""
+def branchings(budget: int) -> list[tuple[int, ...]]:
+    """Every branching of RSD-C, not growing from level to level, of at most so many nodes."""
+    found: list[tuple[int, ...]] = []
+
+    def grow(shape: tuple[int, ...], last: int, nodes: int) -> None:
+        for children in range(1, (shape[-1] if shape else budget) + 1):
+            if nodes + last * children <= budget:
+                found.append((*shape, children))
+                grow(found[-1], last * children, nodes + last * children)
+
+    grow((), 1, 0)
+    return found
+
+
+def parents_of(branching: Sequence[int]) -> tuple[int, ...]:
+    """The same tree as nodes and what each follows, level by level."""
+    parents: list[int] = []
+    level = [-1]
+    for children in branching:
+        first = len(parents)
+        parents += [node for node in level for _ in range(children)]
+        level = list(range(first, len(parents)))
+    return tuple(parents)
+
+
+def _speed(branching: Sequence[int], ranks: Sequence[float], c: float) -> float:
+    """Expected tokens of RSD-C over 1 + c * levels."""
+    if max(branching) > len(ranks):
+        return 0.0
+    a, kept, tokens = 1.0, [math.fsum(ranks[:children]) for children in branching], 1.0
+    for share in kept:
+        a *= share
+        tokens += a
+    return tokens / (1 + c * len(branching))
+
+
+def _choices(tuned, ranks, c: float) -> dict[tuple[int, str, str], Drafter]:
+    """By (budget, goal, kind): the drafter that the tuning prompts speak for."""
+    found: dict[tuple[int, str, str], Drafter] = {}
+    for budget, goal in itertools.product(BUDGETS, GOALS):
+        cost = c if goal == "MBSU" else 0.0
+        told = {name: costed(rows, cost) for name, rows in tuned.items()}
+        # A chain's block efficiency never falls with its length: there is nothing to choose.
+        length = budget
+        if goal == "MBSU":
+            names = [f"chain {n}" for n in (*CHAINS, budget) if n <= budget]
+            length = int(best_of(told, dict.fromkeys(names), SPEED).split()[1])
+        beams = [f"RSD-S {w}x{d}" for w, d in BEAMS if w * d <= budget]
+        wide, deep = map(int, best_of(told, beams, SPEED).split()[1].split("x"))
+        shape = max(branchings(budget), key=lambda b, cost=cost: _speed(b, ranks, cost))
+        found |= {
+            (budget, goal, "chain"): sn.Chain(length),
+            (budget, goal, "RSD-C"): sn.GumbelTopK(shape),
+            (budget, goal, "RSD-S"): sn.StochasticBeam(wide, deep),
+            (budget, goal, "static tree"): sn.StaticTree(sn.best_tree(ranks, budget, cost)),
+        }
+    return found
+
+
+def _figures(rows: Sequence[Row], c: float) -> dict[str, float]:
+    calls = sum(row.calls for row in rows)
+    return {
+        "block_efficiency": pooled(rows, TAU),
+        "mbsu": pooled(costed(rows, c), SPEED),
+        "nodes": sum(row.drafted for row in rows) / calls,
+        "forwards": sum(row.forwards for row in rows) / calls,
+        "ms_per_token": 1e3 * sum(row.seconds for row in rows) / sum(row.tokens for row in rows),
+    }
+
+
+def _budget(kept, pair, tuning, other, draft_sampling, label, seconds) -> dict:
+    """What is chosen on `tuning`, measured on `other`; ratios over the chain of the same goal."""
+    c = pair.parameter_ratio
+    ranks = shares(
+        [p.rank for run in _runs(pair, tuning, draft_sampling, label) for p in places_of(run)],
+        RANKS,
+    )
+    methods: dict[str, Drafter] = {f"chain {n}": sn.Chain(n) for n in {*CHAINS, *BUDGETS}}
+    methods |= {f"RSD-S {w}x{d}": sn.StochasticBeam(w, d) for w, d in BEAMS}
+    tuned = _rows(kept, pair, tuning, methods, f"tune {label}", draft_sampling)
+    chosen = _choices(tuned, ranks, c)
+    drafters = {sn.name_of(drafter): drafter for drafter in chosen.values()}
+    seeds = SEEDS if pair.target.sees_images else (*SEEDS, 2000)
+    rows = _rows(kept, pair, other, drafters, label, draft_sampling, seeds, timed=seconds)
     lines = []
-    for temperature in TEMPERATURES:
-        sampling = sn.Sampling(temperature)
-        methods: dict = {f"chain {length}": sn.Chain(length) for length in CHAINS}
-        for branchings, beams in BUDGETS.values():
-            methods |= {f"RSD-C {b}": sn.GumbelTopK(b) for b in branchings}
-            methods |= {f"RSD-S {w}x{d}": sn.StochasticBeam(w, d) for w, d in beams}
-        where = f"{label} {temperature}"
-        tuned = _counted(kept, pair, tuning, methods, sampling, f"tune {where}", draft_sampling)
-        for budget, (branchings, beams) in BUDGETS.items():
-            chosen = {
-                "chain": best_of(
-                    tuned, (f"chain {length}" for length in CHAINS if length <= budget), TAU
-                ),
-                "RSD-C": best_of(tuned, (f"RSD-C {b}" for b in branchings), TAU),
-                "RSD-S": best_of(tuned, (f"RSD-S {w}x{d}" for w, d in beams), TAU),
+    for (budget, goal, kind), drafter in chosen.items():
+        mine = rows[sn.name_of(drafter)]
+        chain = rows[sn.name_of(chosen[budget, goal, "chain"])]
+        cost = c if goal == "MBSU" else 0.0
+        lines.append(
+            {
+                "budget": budget,
+                "goal": goal,
+                "kind": kind,
+                "chosen": sn.name_of(drafter),
+                **_figures(mine, c),
+                "ratio": geometric_ratio([(costed(mine, cost), costed(chain, cost))], SPEED),
+                "ratio_seconds": geometric_ratio([(mine, chain)], SPEED) if seconds else None,
             }
-            rows = _counted(
-                kept,
-                pair,
-                other,
-                {name: methods[name] for name in chosen.values()},
-                sampling,
-                where,
-                draft_sampling,
-            )
-            line = {"temperature": temperature, "budget": budget, "chosen": chosen}
-            for kind, name in chosen.items():
-                line[kind] = pooled(rows[name], "block_efficiency")
-                line[f"{kind} / chain"] = geometric_ratio(
-                    [(rows[name], rows[chosen["chain"]])], "block_efficiency"
-                )
-            lines.append(line)
-    return {"lines": lines}
+        )
+        if kind == "static tree":
+            lines[-1]["predicted"] = theory.expected_tree_tokens(drafter.parents, ranks)
+    return {
+        "c": c,
+        "ranks": ranks,
+        "prompts": len(other),
+        "seeds": len(seeds),
+        "seconds": seconds,
+        "lines": lines,
+    }
+
+
+# -------------------------------------------------------------------------------------- table
+
+
+def _between(ratio: dict) -> str:
+    return f"{ratio['ratio']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
+
+
+def _shape(text: str) -> str:
+    """A method in a few letters: a static tree by its nodes and levels."""
+    if not text.startswith("StaticTree"):
+        return text
+    parents = sn.method(text).parents
+    depths = sn.tree.depths(parents)
+    widths = [depths.count(level) for level in range(1, max(depths) + 1)]
+    return f"{len(parents)} nodes on levels of {','.join(map(str, widths))}"
 
 
 def table(figures: dict) -> str:
     """The figures as text."""
-    lines = [f"(a), (b): equal depth, T = 1, {3 * figures['n']} prompts per task, block efficiency"]
+    lines = [f"(a) {RANKS} siblings without replacement, T = 1: the accepted one's rank"]
+    for name, row in figures["ranks"].items():
+        found = row["shares"]
+        second = found[1] / max(1 - found[0], 1e-9)
+        words = " ".join(f"{share:.3f}" for share in found)
+        lines.append(
+            f"  {name:9} n {row['n']:5}  {words}  none {1 - sum(found):.3f}; of those whose first "
+            f"is turned down, the second is kept in {second:.2f}"
+        )
+    lines.append(f"(b) equal depth, T = 1, {figures['n']} prompts per task")
     for row in figures["depth"]:
-        words = f"  depth {row['depth']}  {row['method']:16} {row['block_efficiency']:5.2f}"
+        words = f"  depth {row['depth']}  {row['method']:21} {row['block_efficiency']:5.2f}"
         words += f"  {row['nodes']:5.1f} nodes"
         for key in ("chain", "iid"):
             ratio = row.get(f"against_{key}")
-            if ratio and not row["method"].startswith("chain"):
-                words += f"  / {key} {ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            if ratio and row["method"] != "chain":
+                words += f"  / {key} {_between(ratio)}"
         lines.append(words)
     for label, part in figures["budget"].items():
-        rate = part.get("acceptance_rate")
-        more = f", acceptance rate {rate:.2f}" if rate else ""
-        lines.append(f"(c): equal budget, {label}{more}")
+        lines.append(
+            f"(c) at most so many nodes, T = 1: {label}; {part['prompts']} prompts, "
+            f"{part['seeds']} seeds, c {part['c']:.4f}; ratios over the chain of the same goal"
+        )
         for row in part["lines"]:
-            words = f"  T {row['temperature']}  {row['budget']:2} nodes"
-            for kind in ("chain", "RSD-C", "RSD-S"):
-                words += f"  {row['chosen'][kind]} {row[kind]:.2f}"
-                if kind != "chain":
-                    ratio = row[f"{kind} / chain"]
-                    words += f" ({ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}])"
-            lines.append(words)
+            words = (
+                f"  {row['budget']:2} nodes, for {row['goal']:16} {row['kind']:11} "
+                f"tokens {row['block_efficiency']:.2f}  MBSU {row['mbsu']:.2f}  "
+                f"forwards {row['forwards']:4.1f}  nodes {row['nodes']:4.1f}  "
+                f"ratio {_between(row['ratio'])}"
+            )
+            if part["seconds"]:
+                words += f"  {row['ms_per_token']:.2f} ms a token {_between(row['ratio_seconds'])}"
+            lines.append(f"{words}  {_shape(row['chosen'])}")
+    if "left_out" in figures:
+        lines.append(f"left out: {figures['left_out']}")
     return "\n".join(lines)

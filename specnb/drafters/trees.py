@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from specnb.arguments import shown
+from specnb.arguments import shown, wholes
 from specnb.drafters.base import law_of, one_hot, opened
 from specnb.knobs import knob, rule_knob, settle
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
-from specnb.tree import DraftTree, path_to
+from specnb.tree import DraftTree, depths, path_to
 
 
 class Drawn(NamedTuple):
@@ -266,6 +266,54 @@ class GumbelTopK(_Branching):
             laws = without_replacement_laws(level.probs[row], tokens)
             for token, law in zip(tokens, laws, strict=True):
                 yield Drawn(row, token, law)
+
+    def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
+        return without_replacement_laws(probs, [*earlier, token])[-1]
+
+
+@dataclass(frozen=True)
+class StaticTree(_Tree):
+    """A tree of a given shape, children drawn without replacement: Sequoia's (2402.12374).
+
+    `parents` says which node each node follows, as in a `DraftTree` (-1 = the last committed
+    token), siblings in draw order; `specnb.best_tree` finds the shape for a budget. Where a token
+    ends the text, or fewer have probability > 0, what would hang there is left out.
+    """
+
+    parents: tuple[int, ...] = knob(
+        (-1, -1, 0, 0, 1), least=-1, words="the node that each node follows"
+    )
+
+    def __post_init__(self) -> None:
+        remedy = "give the earlier node that each node follows, -1 for the first ones: (-1, -1, 0)"
+        parents = wholes("parents", self.parents, -1, remedy)
+        if any(parent >= node for node, parent in enumerate(parents)):
+            raise ValueError(f"parents={shown(parents)}: {remedy}")
+        super().__post_init__()
+
+    @property
+    def branches(self) -> bool:
+        return len(set(self.parents)) < len(self.parents)
+
+    @property
+    def depth(self) -> int:
+        return max(depths(self.parents))
+
+    def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
+        places = [-1 if place is None else place for place in level.carried]
+        below = [[i for i, parent in enumerate(self.parents) if parent == at] for at in places]
+        rows = [row for row, children in enumerate(below) if children]
+        if not rows:
+            return  # the deepest branch has ended early
+        # All draw as many as the one with most children; the first ones of a row do not depend on
+        # how many follow.
+        most = max(len(below[row]) for row in rows)
+        drawn = draws.without_replacement(level.probs[rows], most).tolist()
+        for row, found in zip(rows, drawn, strict=True):
+            tokens = [token for token in found[: len(below[row])] if token >= 0]
+            laws = without_replacement_laws(level.probs[row], tokens)
+            for token, law, place in zip(tokens, laws, below[row], strict=False):
+                yield Drawn(row, token, law, place)
 
     def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         return without_replacement_laws(probs, [*earlier, token])[-1]

@@ -1,18 +1,28 @@
 """A measurement is a row with a content key: methods in turns, and statistics on their rows."""
 
+from specnb.measure.ranks import accepted_by_rank, places_of
+from specnb.measure.rollouts import KnownAcceptance, Oracle, costed, follow, replay, replayed_row
 from specnb.measure.rows import Row, RowCache, row_of
 from specnb.measure.runner import in_turns, turns
 from specnb.measure.stats import best_of, geometric_ratio, interval, median_ratio, pooled, wilson
 
 __all__ = [
+    "KnownAcceptance",
+    "Oracle",
     "Row",
     "RowCache",
+    "accepted_by_rank",
     "best_of",
+    "costed",
+    "follow",
     "geometric_ratio",
     "in_turns",
     "interval",
     "median_ratio",
+    "places_of",
     "pooled",
+    "replay",
+    "replayed_row",
     "row_of",
     "turns",
     "wilson",

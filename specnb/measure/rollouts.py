@@ -1,0 +1,237 @@
+"""What any stopping rule would have done with a text of the target: replayed, not decoded anew.
+
+The text follows the target's distribution however it is made. Given the text, the draft at a place
+is the text's own token with probability min(1, draft / target) of that token, however the text is
+cut into blocks: so one text shows what every draft length and rule would have kept. Behind a
+rejected token the drafter is really run on, on its own words, as deep as the longest draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specnb.drafters import Chain
+from specnb.measure.rows import Row, prompt_key
+from specnb.measure.runner import decode
+from specnb.models.base import Pair
+from specnb.sampling import Draws, Sampling
+from specnb.stopping import AdaEDL, FixedLength, MaxConfidence, PathScore, SumEntropy
+
+DEEPEST = 16  # tokens of the longest draft
+
+
+class Text(NamedTuple):
+    """A text of the target, n tokens, and the draft that would begin at each of its places.
+
+    `kept` [n]: whether the draft at this place is the text's own token; `overlap` [n]: how likely
+    that was before anything was drawn, sum(min(target, draft)). `run` [n]: how many tokens of a
+    draft from here are kept before the first rejection. [n, DEEPEST], along that draft: `entropy`
+    (nats) and `top`, the largest probability, of the drafter's distribution at temperature 1;
+    `known`, its `overlap`, or the last one behind a rejection; `ends`, whether the drafted token
+    ends the text.
+    """
+
+    prompt: str
+    seed: int
+    max_new_tokens: int
+    kept: np.ndarray
+    overlap: np.ndarray
+    run: np.ndarray
+    entropy: np.ndarray
+    top: np.ndarray
+    known: np.ndarray
+    ends: np.ndarray
+
+
+class Replayed(NamedTuple):
+    """A target call as it would have been."""
+
+    drafted: int
+    forwards: int
+    accepted: int
+    emitted: int
+
+
+@torch.inference_mode()
+def follow(
+    pair: Pair, item: Any, sampling: Sampling, *, seed: int = 0, max_new_tokens: int = 64
+) -> Text:
+    """Lets the target say something, and the drafter draft from every place of it.
+
+    `item` has `prompt` and `image`, or is a text; target and drafter are sampled alike. ValueError
+    where the pair has no draft model.
+    """
+    if pair.draft is None:
+        raise ValueError("draft=None: a replay asks a draft model; load the pair with draft=...")
+    prompt, image = getattr(item, "prompt", item), getattr(item, "image", None)
+    image = image if pair.target.sees_images else None
+    more: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens, "seed": seed}
+    ids = list(decode(pair, item, Chain(5), **more).token_ids)
+    n, before = len(ids), range(-1, len(ids) - 2)
+    scores = pair.target.open(prompt, image).forward(ids[:-1], before)
+    target = sampling.probs(torch.cat([scores.root[None], scores.nodes]))
+    context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
+    scores = context.forward(ids[:-1], before)
+    laws = [torch.cat([scores.root[None], scores.nodes])]
+    draft = sampling.probs(laws[0])
+
+    draws = Draws(seed)
+    own = torch.tensor(ids)[:, None]
+    likely = (draft.gather(1, own) / target.gather(1, own))[:, 0].tolist()
+    kept = np.array([draws.accept(one)[0] for one in likely])
+    rejected = (draft - target).clamp_min(0.0)
+    # Where nothing can be rejected, nobody will ask what stands behind a rejection.
+    rejected = torch.where(rejected.sum(-1, keepdim=True) > 0, rejected, draft)
+    said, parents = [_one_each(rejected, draws)], [*before, n - 2]
+    for depth in range(DEEPEST - 1):
+        laws.append(context.forward(said[-1], parents).nodes)
+        said.append(_one_each(sampling.probs(laws[-1]), draws))
+        parents = [n - 1 + depth * n + row for row in range(n)]
+    raw = torch.stack(laws, 1)
+    raw = (raw if raw.dtype == torch.float64 else raw.float()).softmax(-1)
+    overlap = torch.minimum(target, draft).sum(-1).double().numpy()
+
+    # Along the draft from place `at`: places of the text up to the first rejection, then the
+    # drafter's own words behind it. `row` and `column` say where in `raw` that stands.
+    run = np.zeros(n, int)
+    for at in reversed(range(n)):
+        run[at] = 1 + (run[at + 1] if at + 1 < n else 0) if kept[at] else 0
+    at, step = np.arange(n)[:, None], np.arange(DEEPEST)[None]
+    row = np.minimum(at + np.minimum(step, run[:, None]), n - 1)
+    column = np.maximum(step - run[:, None], 0)
+    tokens = np.where(step < run[:, None], np.array(ids)[row], np.array(said).T[row, column])
+    entropy, top = torch.special.entr(raw).sum(-1).double().numpy(), raw.amax(-1).double().numpy()
+    return Text(
+        prompt=prompt_key(prompt, image),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        kept=kept,
+        overlap=overlap,
+        run=run,
+        entropy=entropy[row, column],
+        top=top[row, column],
+        known=overlap[row],
+        ends=np.isin(tokens, sorted(pair.target.eos_ids)),
+    )
+
+
+def _one_each(weights: Tensor, draws: Draws) -> list[int]:
+    """A token drawn from each row, in proportion."""
+    return [draws.categorical(row) for row in weights]
+
+
+# ------------------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Knows what will be kept: stops right before the first token that the target would reject.
+
+    No rule can do better; the forward that it stops at is paid, as any rule's is.
+    """
+
+
+@dataclass(frozen=True)
+class KnownAcceptance:
+    """Stops where the true acceptance probability, sum(min(target, draft)), is below `threshold`:
+    what an estimate for one token could reach, were it always right.
+
+    `whole=True` holds the product over the draft against it.
+    """
+
+    threshold: float = 0.5
+    whole: bool = False
+
+
+Rule = FixedLength | AdaEDL | MaxConfidence | SumEntropy | PathScore | Oracle | KnownAcceptance
+
+
+def scores_of(rule: Rule, text: Text) -> np.ndarray:
+    """What a rule holds against its threshold along the draft from every place, [n, DEEPEST].
+
+    For all but `SumEntropy` a stop is below it; a rule over the whole draft has sums or products.
+    """
+    if isinstance(rule, MaxConfidence):
+        return text.top
+    if isinstance(rule, SumEntropy):
+        return text.entropy.cumsum(1)
+    if isinstance(rule, KnownAcceptance):
+        return text.known.cumprod(1) if rule.whole else text.known
+    if isinstance(rule, AdaEDL | PathScore):
+        bound = 1.0 - np.sqrt(rule.entropy_factor * text.entropy.clip(0.0))
+        return bound if isinstance(rule, AdaEDL) else bound.clip(0.0).cumprod(1)
+    return np.zeros_like(text.top)
+
+
+def replay(text: Text, rule: Rule, draft_length: int) -> list[Replayed]:
+    """The target calls that a chain of at most so many tokens (DEEPEST at most), with this rule,
+    would have made of this text. Scores are those of signal "raw". ValueError for other rules.
+    """
+    if not isinstance(rule, Rule) or getattr(rule, "signal", "raw") != "raw":
+        raise ValueError(f"rule={rule!r}: a replay knows the rules of specnb, with signal='raw'")
+    if not 1 <= draft_length <= DEEPEST:
+        raise ValueError(f"draft_length={draft_length}: give 1 to {DEEPEST}")
+    scores, blocks, at, n = scores_of(rule, text), [], 0, len(text.kept)
+    state = rule.start() if isinstance(rule, AdaEDL | MaxConfidence) else None
+    while at < n:
+        room = min(draft_length, text.max_new_tokens - at - 1)
+        line = scores[at, :room]
+        if isinstance(rule, Oracle):
+            stopping = np.arange(room) == text.run[at]
+        elif isinstance(rule, SumEntropy):
+            stopping = line > rule.threshold
+        elif isinstance(rule, FixedLength):
+            stopping = np.zeros(room, bool)
+        else:
+            stopping = line < (state.threshold if state else rule.threshold)
+        stop, end = _first(stopping), _first(text.ends[at, :room]) + 1
+        drafted = min(stop, end, room)
+        accepted = min(int(text.run[at]), drafted)
+        emitted = min(accepted + 1, n - at)  # nothing behind an accepted end
+        forwards = drafted + (stop < min(end, room))
+        blocks.append(Replayed(drafted, forwards, accepted, emitted))
+        if state:
+            state.update(drafted, accepted, room)
+        at += emitted
+    return blocks
+
+
+def _first(flags: np.ndarray) -> int:
+    """The place of the first True; far away without one."""
+    return int(flags.argmax()) if flags.any() else 1 << 30
+
+
+def replayed_row(text: Text, rule: Rule, draft_length: int) -> Row:
+    """The replay in figures, as `row_of` has them of a run; it took no seconds."""
+    blocks = replay(text, rule, draft_length)
+    accepted = sum(block.accepted for block in blocks)
+    return Row(
+        prompt=text.prompt,
+        seed=text.seed,
+        tokens=sum(block.emitted for block in blocks),
+        calls=len(blocks),
+        drafted=sum(block.drafted for block in blocks),
+        accepted=accepted,
+        examined=accepted + sum(block.accepted < block.drafted for block in blocks),
+        forwards=sum(block.forwards for block in blocks),
+        seconds=0.0,
+    )
+
+
+def costed(rows: Iterable[Row], draft_cost: float, node_cost: float = 0.0) -> list[Row]:
+    """Rows with the time that they would take, in target forwards of one token, as `seconds`.
+
+    A call takes 1 + draft_cost per drafter forward + node_cost per drafted token. Then
+    "tokens_per_second" is the speed over plain decoding: with the ratio of parameters as
+    draft_cost MBSU, with both 0 the block efficiency.
+    """
+    return [
+        row._replace(seconds=row.calls + draft_cost * row.forwards + node_cost * row.drafted)
+        for row in rows
+    ]
