@@ -11,6 +11,7 @@ from . import doctor as doctor
 from . import drafters as drafters
 from . import exact as exact
 from . import files as files
+from . import joint as joint
 from . import knobs as knobs
 from . import lesson as lesson
 from . import live as live
@@ -18,6 +19,7 @@ from . import measure as measure
 from . import methods as methods
 from . import models as models
 from . import notebook as notebook
+from . import outcome as outcome
 from . import paths as paths
 from . import record as record
 from . import recording as recording

@@ -168,16 +168,40 @@ def acceptance(
     target: TableModel, draft: TableModel, drafter: Drafter, sampling: Sampling
 ) -> float:
     """The exact probability that the first block keeps at least one drafted token."""
+    return float(accepted_lengths(target, draft, drafter, sampling)[1:].sum())
+
+
+def accepted_lengths(
+    target: TableModel,
+    draft: TableModel,
+    drafter: Drafter,
+    sampling: Sampling,
+    prompt: Sequence[int] = (0,),
+    draft_sampling: Sampling | None = None,
+) -> Float64[Tensor, " lengths"]:
+    """How likely the first block is to keep 0, 1, 2 ... drafted tokens.
+
+    Its expected tokens per target call are 1 + sum n * lengths[n], by enumeration.
+    """
     scripts: list[list[int]] = [[]]
-    found = 0.0
+    found: Counter[int] = Counter()
     while scripts:
         draws = Enumerator(scripts.pop())
-        context = target.open([0])
-        drafting = start(drafter, Pair(target, draft), [0], None, sampling, context)
+        context = target.open(list(prompt))
+        pair, drawn_at = Pair(target, draft), draft_sampling or sampling
+        drafting = start(drafter, pair, list(prompt), None, drawn_at, context)
         block = next_block(context, drafting, sampling, draws, 1 << 20)
         scripts += draws.open
-        found += draws.prob * bool(block.outcome.path)
-    return found
+        found[len(block.outcome.path)] += draws.prob  # type: ignore[assignment]
+    return torch.tensor([found[n] for n in range(max(found) + 1)], dtype=torch.float64)
+
+
+def tokens_per_call(
+    target: TableModel, draft: TableModel, drafter: Drafter, sampling: Sampling
+) -> float:
+    """The exact expected number of tokens that the first block emits."""
+    lengths = accepted_lengths(target, draft, drafter, sampling)
+    return 1.0 + float(lengths @ torch.arange(len(lengths), dtype=torch.float64))
 
 
 def two_tokens(

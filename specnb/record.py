@@ -27,7 +27,8 @@ class TokenRow(NamedTuple):
     draft_prob: float | None  # the drafter's probability of this token here
     target_prob: float | None  # the target's
     draft_entropy: float | None  # nats
-    accept_prob: float | None  # what the uniform number was held against
+    accept_prob: float | None  # what the uniform number was held against; under a rule that judges
+    # whole paths the chance that the path may end here: kept is what stands before its end
     uniform: float | None
     verdict: str  # one of VERDICTS
     draft_top: tuple[tuple[int, float], ...] = ()  # five most probable ids
