@@ -15,6 +15,7 @@ from . import joint as joint
 from . import knobs as knobs
 from . import lesson as lesson
 from . import live as live
+from . import lossy as lossy
 from . import measure as measure
 from . import methods as methods
 from . import models as models

@@ -180,7 +180,7 @@ def test_no_paths_of_one_machine():
 FLOORS = {
     **dict.fromkeys(["_version", "arguments", "files", "knobs", "paths"], 0),
     **dict.fromkeys(["sampling", "tree", "record", "theory", "outcome"], 0),
-    **dict.fromkeys(["drafters", "stopping", "verify", "joint"], 1),
+    **dict.fromkeys(["drafters", "stopping", "verify", "joint", "lossy"], 1),
     **dict.fromkeys(["models", "scenes", "smollm2"], 1),
     "methods": 2,
     **dict.fromkeys(["decode", "recording", "exact", "training", "measure"], 3),
