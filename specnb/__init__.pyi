@@ -40,6 +40,8 @@ from .decode import Decoding as Decoding
 from .decode import Request as Request
 from .decode import autoregressive as autoregressive
 from .decode import speculative as speculative
+from .drafters import BestFirst as BestFirst
+from .drafters import BranchWhereUnsure as BranchWhereUnsure
 from .drafters import Chain as Chain
 from .drafters import Drafter as Drafter
 from .drafters import Drafting as Drafting

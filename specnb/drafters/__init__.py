@@ -10,6 +10,7 @@ from specnb.drafters.base import (
     parameter_ratio,
     start,
 )
+from specnb.drafters.bestfirst import BestFirst, BranchWhereUnsure
 from specnb.drafters.hierarchy import Hierarchy, HierarchyDrafting
 from specnb.drafters.lookup import PromptLookup, PromptLookupDrafting
 from specnb.drafters.sparse import SparseDrafting, SparseSelf
@@ -27,6 +28,8 @@ from specnb.drafters.trees import (
 from specnb.models.sparse import Chunks, LastVerification, Selector, SinkRecent, SparQ
 
 __all__ = [
+    "BestFirst",
+    "BranchWhereUnsure",
     "Chain",
     "Chunks",
     "Drafter",

@@ -88,6 +88,10 @@ class _Tree:
         """The children of a level, those of one node in draw order."""
         raise NotImplementedError
 
+    def worth_a_level(self, carried: Sequence[Any]) -> bool:
+        """Whether nodes that carry this are worth one more forward of the drafter."""
+        return True
+
     def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         """The law that `token` was drawn from: `probs` is the drafter's law at its parent,
         `earlier` are the siblings drawn before it."""
@@ -194,6 +198,9 @@ class TreeDrafting:
             frontier = [node for node in found.values() if tokens[node] not in self.eos_ids]
             if not frontier:  # nothing is ever said behind the end
                 stopped_by = "eos" if found else "rule"
+                break
+            if not self.settings.worth_a_level([carried[node] for node in frontier]):
+                stopped_by = "rule"
                 break
         return DraftTree(
             tokens=tuple(tokens),

@@ -65,18 +65,6 @@ def test_zeros_equal_laws_and_disjoint_supports():
     assert exact.best_acceptance(three, three.flip(0), 3) < 0.99  # all three may be one token
 
 
-def test_figures_of_one_node_that_others_have_computed():
-    """K = 2 and 3 of the pair that the tests of trees stand on, by a program of its own: 0.686."""
-    from specnb.models import TableModel
-    from specnb.sampling import Sampling
-
-    plain = Sampling(1.0)
-    target, draft = (plain.probs(TableModel.random(5, seed=s).next_logits([0])) for s in (1, 2))
-    for k in (2, 3):
-        found = exact.best_acceptance(target, draft, k)
-        assert found == pytest.approx(transport(target, draft, k, True), abs=1e-9)
-
-
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_every_way_stays_below_the_best(k, unchecked):
     for seed in (3, 4):
