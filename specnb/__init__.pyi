@@ -11,13 +11,16 @@ from . import doctor as doctor
 from . import drafters as drafters
 from . import exact as exact
 from . import files as files
+from . import joint as joint
 from . import knobs as knobs
 from . import lesson as lesson
 from . import live as live
+from . import lossy as lossy
 from . import measure as measure
 from . import methods as methods
 from . import models as models
 from . import notebook as notebook
+from . import outcome as outcome
 from . import paths as paths
 from . import record as record
 from . import recording as recording
@@ -37,6 +40,8 @@ from .decode import Decoding as Decoding
 from .decode import Request as Request
 from .decode import autoregressive as autoregressive
 from .decode import speculative as speculative
+from .drafters import BestFirst as BestFirst
+from .drafters import BranchWhereUnsure as BranchWhereUnsure
 from .drafters import Chain as Chain
 from .drafters import Drafter as Drafter
 from .drafters import Drafting as Drafting

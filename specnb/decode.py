@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from specnb import arguments
-from specnb.drafters import Chain, Drafter, Drafting, NoDraft, law_of, parameter_ratio, start
+from specnb.drafters import (
+    Chain,
+    Drafter,
+    Drafting,
+    NoDraft,
+    law_of,
+    not_lossless,
+    parameter_ratio,
+    start,
+)
 from specnb.methods import label_of
 from specnb.models.base import Context, Model, Pair
 from specnb.record import Record
@@ -140,6 +149,8 @@ class Decoding:
                 if model is not None and hasattr(model, "certificate")
             },
         }
+        if why := not_lossless(drafter):
+            self.settings["not lossless"] = why
 
     def step(self) -> Block:
         """Drafts and verifies one block. ValueError where the text has ended."""

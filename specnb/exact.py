@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specnb.decode import next_block
-from specnb.drafters import Drafter, start
+from specnb.drafters import Chain, Drafter, GumbelTopK, IIDTree, start
 from specnb.models.base import Model, Pair
 from specnb.models.table import TableModel
 from specnb.record import Record
@@ -25,7 +25,7 @@ from specnb.sampling import Draws, Sampling
 from specnb.verify import Block
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
-    from jaxtyping import Float64
+    from jaxtyping import Float, Float64
 
 
 T = TypeVar("T")
@@ -168,15 +168,160 @@ def acceptance(
     target: TableModel, draft: TableModel, drafter: Drafter, sampling: Sampling
 ) -> float:
     """The exact probability that the first block keeps at least one drafted token."""
+    return float(accepted_lengths(target, draft, drafter, sampling)[1:].sum())
+
+
+def accepted_lengths(
+    target: TableModel,
+    draft: TableModel | None,
+    drafter: Drafter,
+    sampling: Sampling,
+    prompt: Sequence[int] = (0,),
+    draft_sampling: Sampling | None = None,
+) -> Float64[Tensor, " lengths"]:
+    """How likely the first block is to keep 0, 1, 2 ... drafted tokens.
+
+    Its expected tokens per target call are 1 + sum n * lengths[n], by enumeration.
+    """
     scripts: list[list[int]] = [[]]
-    found = 0.0
+    found: Counter[int] = Counter()
     while scripts:
         draws = Enumerator(scripts.pop())
-        context = target.open([0])
-        drafting = start(drafter, Pair(target, draft), [0], None, sampling, context)
+        context = target.open(list(prompt))
+        pair, drawn_at = Pair(target, draft), draft_sampling or sampling
+        drafting = start(drafter, pair, list(prompt), None, drawn_at, context)
         block = next_block(context, drafting, sampling, draws, 1 << 20)
         scripts += draws.open
-        found += draws.prob * bool(block.outcome.path)
+        found[len(block.outcome.path)] += draws.prob  # type: ignore[assignment]
+    return torch.tensor([found[n] for n in range(max(found) + 1)], dtype=torch.float64)
+
+
+def tokens_per_call(
+    target: TableModel,
+    draft: TableModel | None,
+    drafter: Drafter,
+    sampling: Sampling,
+    prompt: Sequence[int] = (0,),
+) -> float:
+    """The exact expected number of tokens that the first block emits."""
+    lengths = accepted_lengths(target, draft, drafter, sampling, prompt)
+    return 1.0 + float(lengths @ torch.arange(len(lengths), dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What a rule does to the output, and what it gives for that."""
+
+    distance: float  # total variation between the two laws of the first n tokens
+    largest_ratio: float  # of any text's probability to the target's; infinite: never said there
+    tokens_per_call: float  # expected, in the first block
+
+
+def distortion(
+    target: TableModel,
+    draft: TableModel | None,
+    drafter: Drafter,
+    sampling: Sampling,
+    n_tokens: int = 2,
+    prompt: Sequence[int] = (0,),
+) -> Distortion:
+    """How far the output's law is from the target's, beside the tokens that a call gives.
+
+    Both are exact, by enumeration: the distance is 0 but for rounding for whatever is lossless.
+    """
+    found = law(target, draft, drafter, sampling, n_tokens, prompt).probs
+    wanted = target_law(target, sampling, n_tokens, prompt)
+    said = found > 0
+    return Distortion(
+        distance(found, wanted),
+        float((found[said] / wanted[said]).max()),
+        tokens_per_call(target, draft, drafter, sampling, prompt),
+    )
+
+
+MOST_SEQUENCES = 2_000_000  # of k draws without replacement, all held at once
+
+
+def best_acceptance(
+    target_probs: Float[Tensor, " vocab"],
+    draft_probs: Float[Tensor, " vocab"],
+    k: int,
+    *,
+    replacement: bool = True,
+) -> float:
+    """The largest probability with which any lossless rule can keep one of k drafts of one node.
+
+    An optimal transport from the law of the drafts to the target's (2502.18779): by the theorem of
+    the least cut it is 1 + min over sets H of tokens of target(H) - P(all drafts lie in H), and the
+    least H holds the tokens with the smallest target / draft. `replacement=False`: draws without
+    replacement, of which all sequences are looked at; ValueError where there are too many of them.
+    """
+    target, draft = target_probs.double(), draft_probs.double()
+    k = min(k, int((draft > 0).sum())) if not replacement else k
+    order = (target / draft).nan_to_num(nan=torch.inf).argsort()
+    target, draft = target[order], draft[order]
+    if replacement:
+        inside = draft.cumsum(0) ** k
+    else:
+        vocab = int((draft > 0).sum())
+        if vocab**k > MOST_SEQUENCES:
+            raise ValueError(
+                f"{vocab} tokens, k={k}: too many sequences without replacement; cut the laws to "
+                "their most probable tokens with `cut`"
+            )
+        inside = _all_inside(draft, k)
+    return float((1.0 + (target.cumsum(0) - inside).min()).clamp(0.0, 1.0))
+
+
+def _all_inside(draft: Tensor, k: int) -> Tensor:
+    """For each n: how likely k draws without replacement are all among the first n tokens."""
+    ids = torch.arange(len(draft))
+    prob, left, last = draft, 1.0 - draft, ids
+    seen = torch.nn.functional.one_hot(ids, len(draft)).bool()
+    for step in range(1, k):
+        fresh = ~seen & (draft > 0)  # [sequences, vocab]
+        rows, token = fresh.nonzero(as_tuple=True)
+        prob = prob[rows] * draft[token] / left[rows].clamp_min(1e-300)
+        left, last = left[rows] - draft[token], torch.maximum(last[rows], token)
+        if step < k - 1:
+            seen = seen[rows].scatter(1, token[:, None], True)
+    return torch.zeros_like(draft).index_add_(0, last, prob).cumsum(0)
+
+
+def cut(
+    target_probs: Tensor, draft_probs: Tensor, n: int
+) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"], list[int]]:
+    """Two laws of one place on the n tokens that either gives most to, and those tokens' ids.
+
+    Both are made to sum to 1 again: what is computed from them is no longer of the models, but of
+    a place much like theirs.
+    """
+    ids = torch.maximum(target_probs, draft_probs).topk(min(n, len(target_probs))).indices
+    target, draft = (probs[ids].double() for probs in (target_probs, draft_probs))
+    return target / target.sum(), draft / draft.sum(), ids.tolist()
+
+
+def acceptance_by_way(
+    target_probs: Float[Tensor, " vocab"], draft_probs: Float[Tensor, " vocab"], k: int
+) -> dict[str, float]:
+    """How likely one of k drafts is kept at a node with these laws, by every way of drafting there.
+
+    The production code, enumerated; and beside it the best that any rule could do (see
+    `best_acceptance`) with the same drafts.
+    """
+    target, draft = (
+        TableModel(probs.double().log()[None]) for probs in (target_probs, draft_probs)
+    )
+    ways: dict[str, Drafter] = {
+        "one draft": Chain(1),
+        "independent, recursive": IIDTree((k,)),
+        "independent, k-SEQ": IIDTree((k,), verify="kseq"),
+        "without replacement, recursive": GumbelTopK((k,)),
+    }
+    plain = Sampling(temperature=1.0)
+    found = {name: acceptance(target, draft, way, plain) for name, way in ways.items()}
+    for name, again in (("independent, best possible", True), ("without replacement, best", False)):
+        found[name] = best_acceptance(target_probs, draft_probs, k, replacement=again)
     return found
 
 

@@ -36,6 +36,8 @@ DRAFTERS = (
     drafters.StochasticBeam,
     drafters.IIDTree,
     drafters.TopKTree,
+    drafters.BestFirst,
+    drafters.BranchWhereUnsure,
     drafters.PromptLookup,
     drafters.SparseSelf,
     drafters.Hierarchy,

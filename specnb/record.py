@@ -27,7 +27,8 @@ class TokenRow(NamedTuple):
     draft_prob: float | None  # the drafter's probability of this token here
     target_prob: float | None  # the target's
     draft_entropy: float | None  # nats
-    accept_prob: float | None  # what the uniform number was held against
+    accept_prob: float | None  # what the uniform number was held against; under a rule that judges
+    # whole paths the chance that the path may end here: kept is what stands before its end
     uniform: float | None
     verdict: str  # one of VERDICTS
     draft_top: tuple[tuple[int, float], ...] = ()  # five most probable ids
@@ -162,6 +163,23 @@ def acceptance_by_depth(record: Record) -> tuple[float, ...]:
             if row.verdict == "accepted":
                 kept.setdefault(row.depth, set()).add(row.block)
     return tuple(len(kept.get(depth, ())) / len(seen[depth]) for depth in sorted(seen))
+
+
+def joint_acceptance(record: Record) -> tuple[float, ...]:
+    """Per depth from 1: blocks whose kept path goes that deep / blocks that drafted anything.
+
+    `acceptance_by_depth` is conditional on having got there; this is not, so that its sum is the
+    mean number of kept drafts.
+    """
+    kept = [block.n_accepted for block in record.blocks if block.n_drafted]
+    deepest = max((row.depth for row in record.tokens if row.node >= 0), default=0)
+    return tuple(sum(n >= depth for n in kept) / len(kept) for depth in range(1, deepest + 1))
+
+
+def accepted_lengths(record: Record) -> tuple[int, ...]:
+    """How many of the blocks that drafted anything kept 0, 1, 2 ... drafted tokens."""
+    kept = [block.n_accepted for block in record.blocks if block.n_drafted]
+    return tuple(kept.count(n) for n in range(max(kept, default=-1) + 1))
 
 
 def mbsu(record: Record) -> float | None:

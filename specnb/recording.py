@@ -80,7 +80,9 @@ def token_rows(blocks: Sequence[Block]) -> list[TokenRow]:
         looks, depth = dict(outcome.examined), tree.depth
         for node, token in enumerate(tree.tokens):
             look, which = looks.get(node), first_node + node
-            verdict = "unexamined" if look is None else "accepted" if look.accepted else "rejected"
+            verdict = "accepted" if node in outcome.path else "unexamined"
+            if look is not None and not look.accepted and _reached(block, node):
+                verdict = "rejected"
             law = first_law + tree.parents[node] + 1
             places.append((law, token))
             rows.append(
@@ -127,6 +129,13 @@ def token_rows(blocks: Sequence[Block]) -> list[TokenRow]:
         first_node += len(tree)
     found = target_laws[tuple(torch.tensor(places).to(target_laws.device).T)].tolist()
     return [row._replace(target_prob=prob) for row, prob in zip(rows, found, strict=True)]
+
+
+def _reached(block: Block, node: int) -> bool:
+    """Whether the accepted path leads to this node's parent: below another lost one, a look of a
+    rule that tests whole paths says nothing about the node itself."""
+    parent = block.tree.parents[node]
+    return parent < 0 or parent in block.outcome.path
 
 
 Top = tuple[tuple[int, float], ...]

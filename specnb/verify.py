@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 from specnb.arguments import shown
+from specnb.joint import block_verification, traversal_verification
+from specnb.outcome import FINALS, Looks, Rule
+from specnb.outcome import Examined as Examined
+from specnb.outcome import Outcome as Outcome
+from specnb.outcome import declared as _declared
 from specnb.sampling import Draws, residual
 from specnb.tree import DraftTree
 
@@ -18,33 +23,7 @@ if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have 
     from jaxtyping import Float
 
 
-FINALS = ("plain", "correction", "bonus")
 SUM_TOLERANCE = {torch.float64: 1e-9}  # how far a row may be from 1; 1e-3 in narrower numbers
-
-
-@dataclass(frozen=True)
-class Examined:
-    """One look at a candidate: how likely it was to be accepted, and what decided."""
-
-    accept_prob: float
-    uniform: float
-    accepted: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The accepted path and the target's own token after it (None behind an accepted EOS).
-
-    `examined` lists (node, look) in order; `final` is "plain" where nothing was proposed at all,
-    "correction" after a rejection, "bonus" where the path ended without one; "forced" where the
-    token was not drawn but given.
-    """
-
-    path: tuple[int, ...]
-    token: int | None
-    final: str | None
-    final_probs: Tensor | None
-    examined: tuple[tuple[int, Examined], ...]
 
 
 @dataclass(frozen=True)
@@ -193,7 +172,6 @@ def check_outcome(tree: DraftTree, outcome: Any, eos_ids: Set[int], vocab_size: 
         raise ValueError(f"verify={shown(tree.rule)}: {wrong}")
 
 
-Looks = list[tuple[int, Examined]]
 Examine = Callable[[DraftTree, list[int], Tensor, Draws], tuple[Looks, Tensor]]
 
 
@@ -274,13 +252,9 @@ def _masses(target_probs: Tensor, draft_probs: Tensor, k: int, rho: float) -> tu
     return mass, 1.0 - (1.0 - min(mass, 1.0)) ** k
 
 
-def _declared(tree: DraftTree, child: int) -> float:
-    """The probability that the drafter says it drew this child with."""
-    declared = float(tree.probs[child, tree.tokens[child]])
-    if not declared > 0.0:  # NaN, too
-        raise ValueError(f"node {child}: token {tree.tokens[child]} was drawn with probability 0")
-    return declared
-
-
-Rule = Callable[[DraftTree, Tensor, Tensor, Draws, Set[int]], Outcome]
-RULES: dict[Any, Rule] = {"recursive": recursive_rejection, "kseq": k_sequential_selection}
+RULES: dict[Any, Rule] = {
+    "recursive": recursive_rejection,
+    "kseq": k_sequential_selection,
+    "block": block_verification,
+    "traversal": traversal_verification,
+}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
-SUBJECTS += ("first_model", "before")
+SUBJECTS += ("first_model", "before", "verification")
 
 
 def main() -> None:
@@ -25,12 +25,12 @@ def main() -> None:
     parser.add_argument("--draft", default="")
     parser.add_argument("--n", type=int, default=0, help="items per task; default: the full size")
     parser.add_argument("--only", nargs="+", default=(), help="architectures: these families")
-    parser.add_argument("--seconds", action="store_true", help="stopping, trees: time them, too")
+    parser.add_argument("--seconds", action="store_true", help="stopping, trees, verification: time")
     options = parser.parse_args()
     if options.only and options.subject != "architectures":
         parser.error("--only goes with architectures")
-    if options.seconds and options.subject not in ("stopping", "trees"):
-        parser.error("--seconds goes with stopping and trees")
+    if options.seconds and options.subject not in ("stopping", "trees", "verification"):
+        parser.error("--seconds goes with stopping, trees and verification")
     if options.pictures and options.subject != "results":
         parser.error("--pictures goes with results")
     from specnb.bench import results

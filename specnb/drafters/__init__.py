@@ -5,10 +5,12 @@ from specnb.drafters.base import (
     Drafting,
     NoDraft,
     law_of,
+    not_lossless,
     one_hot,
     parameter_ratio,
     start,
 )
+from specnb.drafters.bestfirst import BestFirst, BranchWhereUnsure
 from specnb.drafters.hierarchy import Hierarchy, HierarchyDrafting
 from specnb.drafters.lookup import PromptLookup, PromptLookupDrafting
 from specnb.drafters.sparse import SparseDrafting, SparseSelf
@@ -26,6 +28,8 @@ from specnb.drafters.trees import (
 from specnb.models.sparse import Chunks, LastVerification, Selector, SinkRecent, SparQ
 
 __all__ = [
+    "BestFirst",
+    "BranchWhereUnsure",
     "Chain",
     "Chunks",
     "Drafter",
@@ -49,6 +53,7 @@ __all__ = [
     "TreeDrafting",
     "conditioned",
     "law_of",
+    "not_lossless",
     "one_hot",
     "parameter_ratio",
     "start",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -111,3 +111,14 @@ def law_of(context: Context, sampling: Sampling, logits: Tensor) -> Tensor:
 def one_hot(token: int, like: Tensor) -> Tensor:
     """The law of a token that was bound to come."""
     return torch.zeros_like(like).index_fill(-1, torch.tensor(token, device=like.device), 1.0)
+
+
+def not_lossless(method: Any) -> str:
+    """Why a method's output is not the target's, in words; "" for all but those of `specnb.lossy`.
+
+    A drafter says it, its verification rule, or another drafter or rule that it holds.
+    """
+    if why := getattr(method, "not_lossless", ""):
+        return str(why)
+    held = fields(method) if is_dataclass(method) and not isinstance(method, type) else ()
+    return next(filter(None, (not_lossless(getattr(method, one.name)) for one in held)), "")

@@ -7,7 +7,7 @@ that each child was drawn from. `TreeDrafting` does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specnb.arguments import shown, wholes
 from specnb.drafters.base import law_of, one_hot, opened
-from specnb.knobs import knob, rule_knob, settle
+from specnb.knobs import KEY, knob, rule_knob, settle
 from specnb.models.base import Context, Pair, PromptTooLong
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
@@ -41,6 +41,14 @@ class Level(NamedTuple):
     carried: tuple[Any, ...]
 
 
+WHY = {  # what a verification rule asks of the drafts
+    "block": "it judges one path as a whole and is for a Chain",
+    "traversal": "it is exact where siblings are drawn without replacement, or chosen, and where "
+    "how many a node gets is settled before any token of their level is drawn",
+    "kseq": "it is exact for independent draws of one law",
+}
+
+
 @dataclass(frozen=True)
 class _Tree:
     """What all drafters with a model share. Subclasses say how deep, and `expand`.
@@ -58,6 +66,12 @@ class _Tree:
     def __post_init__(self) -> None:
         if not is_rule(self.stop):
             raise ValueError(f"stop={shown(self.stop)}: give a stopping rule, as in AdaEDL(0.5)")
+        rules = next(f.metadata[KEY].choices for f in fields(self) if f.name == "verify")
+        if isinstance(self.verify, str) and self.verify in WHY and self.verify not in rules:
+            raise ValueError(
+                f"verify={self.verify!r}: {type(self).__name__} cannot have it, as "
+                f"{WHY[self.verify]}; choose {' or '.join(map(repr, rules))}"
+            )
         settle(self)
 
     @property
@@ -73,6 +87,10 @@ class _Tree:
     def expand(self, level: Level, draws: Draws) -> Iterable[Drawn]:
         """The children of a level, those of one node in draw order."""
         raise NotImplementedError
+
+    def worth_a_level(self, carried: Sequence[Any]) -> bool:
+        """Whether nodes that carry this are worth one more forward of the drafter."""
+        return True
 
     def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         """The law that `token` was drawn from: `probs` is the drafter's law at its parent,
@@ -181,6 +199,9 @@ class TreeDrafting:
             if not frontier:  # nothing is ever said behind the end
                 stopped_by = "eos" if found else "rule"
                 break
+            if not self.settings.worth_a_level([carried[node] for node in frontier]):
+                stopped_by = "rule"
+                break
         return DraftTree(
             tokens=tuple(tokens),
             parents=tuple(parents),
@@ -222,9 +243,16 @@ class TreeDrafting:
 
 @dataclass(frozen=True)
 class Chain(_Tree):
-    """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192)."""
+    """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192).
+
+    verify="block" keeps the longest prefix that passes as a whole (2403.10444), which is never
+    shorter on average than token by token.
+    """
 
     draft_length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive", "block")
+    )
 
     branches = False
 
@@ -256,8 +284,13 @@ class GumbelTopK(_Branching):
     """RSD-C: children drawn without replacement by Gumbel top-k (2402.14160).
 
     At temperature 0 one token has all the mass, and every node one child: give `speculative` a
-    `draft_sampling` of a higher temperature, or use `TopKTree`.
+    `draft_sampling` of a higher temperature, or use `TopKTree`. verify="traversal" judges paths as
+    a whole, from the leaves (2505.12398).
     """
+
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive", "traversal")
+    )
 
     def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         drawn = draws.without_replacement(level.probs, self.branching[level.number])
@@ -405,6 +438,10 @@ class TopKTree(_Branching):
     against a one-hot; with the drafter's softmax in its place the output would not be the
     target's. Ranked by raw logits: at temperature 0, too, there is a second best.
     """
+
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive", "traversal")
+    )
 
     def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         wanted = min(self.branching[level.number], level.logits.shape[-1])

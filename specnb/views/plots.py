@@ -71,7 +71,7 @@ def entropy_against_acceptance(records: Records, bins: int = 8) -> go.Figure:
         (row.draft_entropy, row.accept_prob)
         for run in runs
         for row in run.tokens
-        if row.verdict in ("accepted", "rejected")
+        if row.verdict in ("accepted", "rejected") and row.accept_prob is not None
     )
     means = [
         (fmean(x), fmean(y)) for x, y in (zip(*cell, strict=True) for cell in _bins(points, bins))

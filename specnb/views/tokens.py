@@ -147,9 +147,18 @@ def _tip(record: Record, row: TokenRow) -> str:
     if row.accept_prob is not None and row.uniform is not None:
         sign = "&lt;" if row.uniform < row.accept_prob else "≥"
         decided = f": {row.uniform:.4f} {sign} {row.accept_prob:.4f}"
+        if row.verdict == "accepted" and row.uniform >= row.accept_prob:
+            decided += ", but a longer part of the block has passed"
     return (
         '<div class="snb-tip" hidden>'
         f'<bdi class="snb-text"><b>{html.escape(visible(row.text))}</b></bdi> '
         f"{style.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
-        f'{style.meaning}{decided}<div class="snb-laws">{laws}</div></div>'
+        f'{_meaning(row)}{decided}<div class="snb-laws">{laws}</div></div>'
     )
+
+
+def _meaning(row: TokenRow) -> str:
+    """What a verdict says; a rule that judges whole paths tests what hangs on a lost token, too."""
+    if row.verdict == "unexamined" and row.accept_prob is not None:
+        return "drafted behind a token that was not kept"
+    return STYLES[row.verdict].meaning

@@ -179,8 +179,9 @@ def test_no_paths_of_one_machine():
 # A module may import from its own floor and those below. A package's name stands for all of it.
 FLOORS = {
     **dict.fromkeys(["_version", "arguments", "files", "knobs", "paths"], 0),
-    **dict.fromkeys(["sampling", "tree", "record", "theory"], 0),
-    **dict.fromkeys(["drafters", "stopping", "verify", "models", "scenes", "smollm2"], 1),
+    **dict.fromkeys(["sampling", "tree", "record", "theory", "outcome"], 0),
+    **dict.fromkeys(["drafters", "stopping", "verify", "joint", "lossy"], 1),
+    **dict.fromkeys(["models", "scenes", "smollm2"], 1),
     "methods": 2,
     **dict.fromkeys(["decode", "recording", "exact", "training", "measure"], 3),
     **dict.fromkeys(["views", "tuning", "session", "replay"], 4),

@@ -13,7 +13,7 @@ from fake_device import FakeCard, is_on_card, on_card
 from mutate import Endless, n_statements, replaced, without_statement
 from toys import PLAIN, check_law, models, table
 
-from specnb import decode, exact, sampling
+from specnb import decode, exact, joint, outcome, sampling
 from specnb import verify as verify_module
 from specnb.drafters import Chain, GumbelTopK, IIDTree, TopKTree, TreeDrafting
 from specnb.drafters import trees as tree_drafters
@@ -38,6 +38,9 @@ def law_battery() -> None:
         check_law(target, draft, drafter, PLAIN, n_tokens=2)
     for seed in (3, 4):  # more tokens, so that more than one is left after a rejection
         check_law(*models(5, seed=seed), IIDTree((2,), verify="kseq"), PLAIN, n_tokens=1)
+    for drafter in (Chain(2, verify="block"), GumbelTopK((2, 1), verify="traversal")):
+        check_law(*models(3, seed=1), drafter, PLAIN, n_tokens=2)
+    check_law(*models(5, seed=3), GumbelTopK((2,), verify="traversal"), PLAIN, n_tokens=1)
     check_law(target, target, Chain(2), PLAIN, n_tokens=4)
 
 
@@ -49,10 +52,12 @@ class Bug:
     new: str
 
 
-RESIDUAL = ((sampling, "residual"), (verify_module, "residual"))
+RESIDUAL = ((sampling, "residual"), (verify_module, "residual"), (joint, "residual"))
 WALK = ((verify_module, "node_by_node"),)
 RECURSIVE = ((verify_module, "recursive"),)
 K_SEQ = ((verify_module, "k_sequential"),)
+BLOCK_RULE = ((verify_module.RULES, "block"),)
+TRAVERSAL = ((verify_module.RULES, "traversal"),)
 KEEP = ((TableContext, "_keep"),)
 FORWARD = ((Context, "forward"),)
 COMMIT = ((Context, "commit"),)
@@ -147,6 +152,54 @@ BUGS = (
         "rest = (target_probs - draft_probs).clamp_min(0.0)",
     ),
     Bug(
+        "block: residual of the token rule",
+        BLOCK_RULE,
+        "residual(weights[kept] * probs, tree.probs[kept])",
+        "residual(probs, tree.probs[kept])",
+    ),
+    Bug(
+        "block: tests without the look-ahead",
+        ((joint, "_tests"),),
+        "[*(end_here(rest, w) for rest, w in zip(rests, inner, strict=True)), weights[-1]]",
+        "weights[1:]",
+    ),
+    Bug(
+        "block: look-ahead in the last test, too",
+        ((joint, "_tests"),),
+        "strict=True)), weights[-1]]",
+        "strict=True)), end_here(0.1, weights[-1])]",
+    ),
+    Bug(
+        "block: the first test that fails ends it",
+        BLOCK_RULE,
+        "max((place for place, (passed, _) in enumerate(decided, 1) if passed), default=0)",
+        "[*(passed for passed, _ in decided), False].index(False)",
+    ),
+    Bug(
+        "block: weights above 1",
+        ((joint, "_weights"),),
+        "min(weights[-1] * target_prob / draft_prob, 1.0)",
+        "weights[-1] * target_prob / draft_prob",
+    ),
+    Bug(
+        "traversal: a lost child leaves the weight as it was",
+        TRAVERSAL,
+        "weight = end_here(rest, weight)",
+        "pass",
+    ),
+    Bug(
+        "traversal: a lost child leaves the target's law as it was",
+        TRAVERSAL,
+        "probs = left / rest if rest > 0.0 else probs",
+        "pass",
+    ),
+    Bug(
+        "traversal: the siblings' laws of the first one",
+        TRAVERSAL,
+        "tree.probs[child]).clamp",
+        "tree.probs[children[0]]).clamp",
+    ),
+    Bug(
         "rejected tokens stay in the cache",
         COMMIT,
         "self._keep([n_before + node for node in path], n_before)",
@@ -204,10 +257,17 @@ HARMLESS = {"stale root after a full acceptance"}
 RED = "law differs|mass|disagrees with itself|list index out of range|is no distribution"
 
 
+def plant_bug(bug: Bug, monkeypatch) -> None:
+    for owner, name in bug.places:
+        if isinstance(owner, dict):
+            monkeypatch.setitem(owner, name, replaced(owner[name], bug.old, bug.new))
+        else:
+            monkeypatch.setattr(owner, name, replaced(getattr(owner, name), bug.old, bug.new))
+
+
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_law_check_catches(bug, monkeypatch):
-    for owner, name in bug.places:
-        monkeypatch.setattr(owner, name, replaced(getattr(owner, name), bug.old, bug.new))
+    plant_bug(bug, monkeypatch)
     if bug.name in HARMLESS:
         law_battery()
         return
@@ -350,6 +410,71 @@ def by_hand(function) -> None:
     assert (refused.path, refused.token, refused.final) == ((), 0, "correction")
 
 
+# A chain of two whose first token the target wants at half: w = 1/2, 0.4; what is wanted behind the
+# first one and was not drafted there: 0.15, so that it passes with 0.15 / (0.15 + 0.5).
+JOINT = DraftTree((0, 1), (-1, 0), rows([0.5, 0.5, 0.0, 0.0], [0.25, 0.75, 0.0, 0.0]), rule="block")
+QUARTERS = rows(0.25, 0.25, 0.25, 0.25)
+BEHIND = rows([0.1, 0.6, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1])
+ENDS_AT_ONE = 0.15 / 0.65
+# TREE from its leaves: 0, then 2 below 1, then 1, whose law is [.7, .1, .1, .1] here.
+LEAVES = replace(TREE, rule="traversal")
+WIDER = rows([0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7])
+JOINT_BY_HAND = (  # tree, root, nodes, uniforms, ends, path, final, its law, looks
+    (JOINT, QUARTERS, BEHIND, [0.9, 0.3], (), (0, 1), "bonus", [0.7, 0.1, 0.1, 0.1],
+     [(0, ENDS_AT_ONE, True), (1, 0.4, True)]),
+    (JOINT, QUARTERS, BEHIND, [0.2, 0.5], (), (0,), "correction", [0, 0, 2 / 3, 1 / 3],
+     [(0, ENDS_AT_ONE, True), (1, 0.4, False)]),
+    (JOINT, QUARTERS, BEHIND, [0.3, 0.5], (), (), "correction", [0, 0, 0.5, 0.5],
+     [(0, ENDS_AT_ONE, False), (1, 0.4, False)]),
+    (JOINT, QUARTERS, BEHIND, [0.4], (0,), (0,), None, None, [(0, 0.5, True)]),
+    (JOINT, QUARTERS, BEHIND, [0.6], (0, 1), (), "correction", [0, 0, 0.5, 0.5], [(0, 0.5, False)]),
+    (JOINT, QUARTERS, BEHIND, [0.9, 0.3], (1,), (0, 1), None, None,
+     [(0, ENDS_AT_ONE, True), (1, 0.4, True)]),
+    (LEAVES, ROOT, WIDER, [0.3], (), (0,), "bonus", [0.7, 0.1, 0.1, 0.1], [(0, THIRD, True)]),
+    (LEAVES, ROOT, WIDER, [0.5, 0.1], (), (1, 2), "bonus", [0.1, 0.1, 0.1, 0.7],
+     [(0, THIRD, False), (2, 0.125, True)]),
+    (LEAVES, ROOT, WIDER, [0.5, 0.2, 0.2], (), (1,), "correction", [1, 0, 0, 0],
+     [(0, THIRD, False), (2, 0.125, False), (1, ENDS_AT_ONE, True)]),
+    (LEAVES, ROOT, WIDER, [0.5, 0.2, 0.3], (), (), "correction", [0, 0, 0, 1],
+     [(0, THIRD, False), (2, 0.125, False), (1, ENDS_AT_ONE, False)]),
+    (LEAVES, ROOT, WIDER, [0.5, 0.4], (2,), (1,), None, None,
+     [(0, THIRD, False), (1, 0.5, True)]),
+)  # fmt: skip
+
+
+def joint_by_hand(function) -> None:
+    """The rules over whole paths, field by field, and what they refuse before anything is drawn."""
+    for tree, root, nodes, uniforms, ends, path, final, law, looks in JOINT_BY_HAND:
+        draws = Scripted(*uniforms)
+        found = function(tree, root, nodes, draws, frozenset(ends))
+        assert not draws.uniforms, "uniform numbers are left over"
+        assert (found.path, found.final) == (path, final)
+        assert (found.token is None) == (law is None) == (found.final_probs is None)
+        assert law is None or (close(found.final_probs, law) and close(draws.laws[0], law))
+        given = [(node, pytest.approx(prob), accepted) for node, prob, accepted in looks]
+        assert [(node, one.accept_prob, one.accepted) for node, one in found.examined] == given
+        assert sorted(one.uniform for _, one in found.examined) == sorted(uniforms)
+    for rule in ("block", "traversal"):
+        empty = DraftTree((), (), torch.empty(0, 4), rule=rule)
+        outcome = function(empty, ROOT, torch.empty(0, 4), Scripted())
+        assert (outcome.path, outcome.token, outcome.final, outcome.examined) == (
+            (),
+            3,
+            "plain",
+            (),
+        )
+        never = DraftTree((1,), (-1,), rows([1.0, 0.0, 0.0, 0.0]), rule=rule)
+        with pytest.raises(ValueError, match="node 0: token 1 was drawn with probability 0"):
+            function(never, ROOT, NODES[:1], Scripted())
+        own = function(replace(CHAIN, rule=rule), SAME[0], SAME[1:], Scripted(*[1 - 1e-15] * 2))
+        assert own.path == (0, 1)  # equal laws never disagree: 0 / 0 is 1
+    with pytest.raises(ValueError, match="node 1 follows node -1: rule='block' judges one path"):
+        function(replace(TREE, rule="block"), ROOT, NODES, Scripted())
+    again = DraftTree((0, 1), (-1, -1), TWICE.probs, drawn=(0, 1, 1), rule="traversal")
+    with pytest.raises(ValueError, match="node 1 was drawn twice: rule='traversal' needs siblings"):
+        function(again, RARE, NODES[:2], Scripted())
+
+
 def bad_input(function) -> None:
     """Errors name what is wrong, and nothing is decided before."""
 
@@ -457,6 +582,7 @@ def rows_elsewhere(function) -> None:
 def verify_battery() -> None:
     """All that holds of the verifier, on whatever stands in its module now."""
     by_hand(verify_module.verify)
+    joint_by_hand(verify_module.verify)
     rows_elsewhere(verify_module.verify)
     bad_input(verify_module.verify)
     nan_from_the_target(verify_module.verify)
@@ -466,34 +592,43 @@ def verify_battery() -> None:
         check_law(target, draft, drafter, PLAIN, n_tokens=2)
     for drafter in (Chain(2), GumbelTopK((2,)), IIDTree((2,), verify="kseq")):
         check_law(target, draft, drafter, PLAIN, n_tokens=2)
+    for drafter in (Chain(2, verify="block"), GumbelTopK((2, 1), verify="traversal")):
+        check_law(target, draft, drafter, PLAIN, n_tokens=2)
     check_law(target, target, IIDTree((2, 1), verify="kseq"), PLAIN, n_tokens=2)
     disjoint = table([[0.5, 0.5, 0, 0]] * 4), table([[0, 0, 0.5, 0.5]] * 4)
     check_law(*disjoint, IIDTree((2,), verify="kseq"), PLAIN, n_tokens=2)
 
 
-PARTS = (
-    "verify",
-    "rule_of",
-    "node_by_node",
-    "recursive_rejection",
-    "k_sequential_selection",
-    "check_rows",
-    "check_outcome",
-    "recursive",
-    "k_sequential",
-    "k_sequential_rho",
-    "_masses",
-    "_declared",
-)
+PARTS = {
+    "verify": verify_module,
+    "rule_of": verify_module,
+    "node_by_node": verify_module,
+    "recursive_rejection": verify_module,
+    "k_sequential_selection": verify_module,
+    "check_rows": verify_module,
+    "check_outcome": verify_module,
+    "recursive": verify_module,
+    "k_sequential": verify_module,
+    "k_sequential_rho": verify_module,
+    "_masses": verify_module,
+    "declared": outcome,
+    "block_verification": joint,
+    "_weights": joint,
+    "_tests": joint,
+    "end_here": joint,
+    "traversal_verification": joint,
+}
 
 
 def plant(name: str, mutant, monkeypatch) -> None:
+    original = getattr(PARTS[name], name)
     for known, rule in verify_module.RULES.items():
-        if rule is getattr(verify_module, name):
+        if rule is original:
             monkeypatch.setitem(verify_module.RULES, known, mutant)
-    monkeypatch.setattr(verify_module, name, mutant)
-    if name == "verify":
-        monkeypatch.setattr(decode, "verify", mutant)
+    for module in (verify_module, joint, outcome, decode):
+        for alias, value in vars(module).copy().items():
+            if value is original:
+                monkeypatch.setattr(module, alias, mutant)
 
 
 def test_verify():
@@ -513,7 +648,7 @@ def test_law_check_catches_a_wrong_rule_of_ones_own():
 @pytest.mark.parametrize("name", PARTS)
 def test_verify_copied_without_a_change(name, monkeypatch):
     """The copies themselves are sound: what turns red below is the deletion."""
-    function = getattr(verify_module, name)
+    function = getattr(PARTS[name], name)
     deleted, copy = without_statement(function, None)
     assert deleted == "nothing"
     plant(name, copy, monkeypatch)
@@ -524,10 +659,10 @@ def test_verify_copied_without_a_change(name, monkeypatch):
 
 @pytest.mark.parametrize(
     "name, number",
-    [(name, n) for name in PARTS for n in range(n_statements(getattr(verify_module, name)))],
+    [(name, n) for name in PARTS for n in range(n_statements(getattr(PARTS[name], name)))],
 )
 def test_deleting_any_statement_of_verify_turns_a_test_red(name, number, monkeypatch):
-    deleted, mutant = without_statement(getattr(verify_module, name), number)
+    deleted, mutant = without_statement(getattr(PARTS[name], name), number)
     plant(name, mutant, monkeypatch)
     try:
         verify_battery()

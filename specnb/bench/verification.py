@@ -1,0 +1,403 @@
+"""More from every target call: rules over whole paths, trees that grow where it pays, their price.
+
+(a) block against token rule, and traversal against recursive rejection, on the embedded pair;
+(b) uneven trees against chains, RSD-C, RSD-S and stopped chains, at equal nodes and in seconds, all
+chosen on other prompts; (c) acceptance by position, task and word class; (d) what the verify step
+costs of a block's time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+
+import specnb as sn
+from specnb import decode, tuning
+from specnb.bench import KEPT
+from specnb.bench.quality import classed
+from specnb.bench.trees import BUDGETS, REAL, STORIES
+from specnb.drafters import Drafter
+from specnb.measure import RowCache, best_of, geometric_ratio, in_turns, interval, pooled
+from specnb.models.load import EMBEDDED
+from specnb.record import accepted_lengths
+from specnb.scenes import TASKS, examples
+
+TAU, SECONDS = "block_efficiency", "tokens_per_second"
+LENGTH = 8
+SEEDS = (0, 1000, 2000, 3000)
+PLAIN = sn.Sampling(1.0)
+RULES: dict[str, tuple[Drafter, Drafter]] = {
+    f"block / token rule, chain of {LENGTH}": (
+        sn.Chain(LENGTH, verify="block"),
+        sn.Chain(LENGTH),
+    ),
+    "traversal / recursive rule, RSD-C 2,2,1,1": (
+        sn.GumbelTopK((2, 2, 1, 1), verify="traversal"),
+        sn.GumbelTopK((2, 2, 1, 1)),
+    ),
+}
+CHAINS = (*range(1, 13), 14, 16)
+NODES = (6, 10, 14)
+FACTORS = (0.1, 0.2, 0.4)
+PRICES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+CAPS = (8, 16, 32)
+GOALS = {"embedded": 1.0, "stories": 1.05}  # BestFirst over the best chain, in seconds
+SHARES = {1_000: 0.08, 49_152: 0.15}  # of a block's time
+SMALL = {"hidden_size": 192, "num_hidden_layers": 2}
+LARGE = {"hidden_size": 576, "num_hidden_layers": 30}  # SmolLM2-135M's shape
+
+
+def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
+    """All figures, on `n` prompts per task (100; half of them to choose by, in (b) a quarter)."""
+    n = n or 100
+    pair = sn.load_pair(target, draft)
+    kept = RowCache(KEPT / "verification.jsonl")
+    figures: dict[str, Any] = {"n": n, "rules": rules(pair, n, kept)}
+    halves = {task: examples(task, n // 2, 4) for task in TASKS}
+    mixed = [item for group in halves.values() for item in group]
+    pairs = {"embedded": (pair, mixed[::2], mixed[1::2])}
+    if REAL.is_dir():
+        real = sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"))
+        stories = [SimpleNamespace(prompt=text, image=None) for text in STORIES]
+        pairs["stories"] = (real, stories[::2], stories[1::2])
+    figures["trees"] = {name: trees(*given, kept) for name, given in pairs.items()}
+    figures["positions"] = positions(pair, n // 2)
+    figures["shares"] = shares(pair)
+    return figures
+
+
+# ------------------------------------------------------------------------------------- (a)
+
+
+def rules(pair: sn.Pair, n: int, kept: RowCache | None = None) -> list[dict]:
+    """Both rules on the same prompts; and what either is expected to keep of the same drafts."""
+    lines = []
+    for name, (mine, other) in RULES.items():
+        cells = []
+        for task in TASKS:
+            label = f"{name} {task}"
+            more: dict[str, Any] = {"seeds": SEEDS, "kept": kept, "label": label}
+            found = in_turns(
+                pair, examples(task, n, 6), {"mine": mine, "other": other}, PLAIN, **more
+            )
+            cells.append((found["mine"], found["other"]))
+        ours, theirs = ([row for cell in cells for row in cell[side]] for side in (0, 1))
+        line: dict[str, Any] = {"name": name, TAU: (pooled(ours, TAU), pooled(theirs, TAU))}
+        line |= {f"{figure} ratio": geometric_ratio(cells, figure) for figure in (TAU, SECONDS)}
+        if isinstance(mine, sn.Chain):
+            line["same drafts"] = same_drafts(pair, n, mine, other)
+        lines.append(line)
+    return lines
+
+
+def same_drafts(pair: sn.Pair, n: int, mine: sn.Chain, other: sn.Chain) -> dict:
+    """Tokens per call that either rule is expected to give from the same texts and drafts.
+
+    Texts are cut into blocks by the token rule. Given the drafts nothing is random here but the
+    uniform numbers, over which the expectation is exact, so that far fewer prompts show a gain.
+    """
+    ours, theirs, groups = [], [], []
+    for task in TASKS:
+        for number, item in enumerate(examples(task, n, 6)):
+            image = item.image if pair.target.sees_images else None
+            request = sn.Request(item.prompt, image, PLAIN, None, 64, number)
+            run = sn.Decoding(pair, request, other)
+            with torch.inference_mode():
+                while run.finish is None:
+                    run.step()
+            for block in run.blocks:
+                if len(block.tree):
+                    ours.append(1 + sum(_kept_by_block(block)))
+                    theirs.append(1 + sum(_kept_by_token(block)))
+                    groups.append((task, number))
+    low, high = interval(ours, theirs, groups)
+    return {
+        "block": statistics.fmean(ours),
+        "token": statistics.fmean(theirs),
+        "ratio": sum(ours) / sum(theirs),
+        "low": low,
+        "high": high,
+    }
+
+
+def _kept_by_token(block: sn.Block) -> list[float]:
+    """How likely each drafted token of a chain is to be kept, token by token."""
+    kept = [1.0]
+    for node, token in enumerate(block.tree.tokens):
+        ratio = float(block.target_probs[node, token]) / float(block.tree.probs[node, token])
+        kept.append(kept[-1] * min(1.0, ratio))
+    return kept[1:]
+
+
+def _kept_by_block(block: sn.Block) -> list[float]:
+    """The same by the block rule: some test from this token on must pass."""
+    laws = block.target_probs
+    outcome = sn.joint.block_verification(block.tree, laws[0], laws[1:], sn.Draws(0))
+    lost, kept = 1.0, []
+    for _, look in reversed(outcome.examined):
+        lost *= 1.0 - look.accept_prob
+        kept.append(1.0 - lost)
+    return kept[::-1]
+
+
+# ------------------------------------------------------------------------------------- (b)
+
+
+def candidates(costs: tuning.Costs) -> dict[str, dict[str, Drafter]]:
+    """Every kind of method with its settings, by text."""
+    kinds: dict[str, Sequence[Drafter]] = {
+        "chain": [sn.Chain(length) for length in CHAINS],
+        "RSD-C": [sn.GumbelTopK(b) for budget in NODES for b in BUDGETS[budget][0]],
+        "RSD-S": [sn.StochasticBeam(w, d) for budget in NODES for w, d in BUDGETS[budget][1]],
+        "SumEntropy": [sn.Chain(16, stop=sn.SumEntropy(t)) for t in (1.0, 2.0, 3.0, 4.0, 6.0)],
+        "PathScore": [sn.Chain(16, stop=sn.PathScore(t)) for t in (0.05, 0.1, 0.2, 0.3, 0.4)],
+        "unsure": [
+            sn.BranchWhereUnsure(depth, 2, entropy, 64)
+            for depth in (4, 6, 8)
+            for entropy in (0.7, 1.2, 1.8)
+        ],
+        # At a price per node, whatever it buys; then at what was measured.
+        "BestFirst": [
+            *(sn.BestFirst(64, 0.0, v, 16, entropy_factor=g) for v in PRICES for g in FACTORS[:2]),
+            *(sn.BestFirst(cap, *costs, 16, entropy_factor=g) for cap in CAPS for g in FACTORS),
+        ],
+    }
+    return {kind: {sn.name_of(d): d for d in made} for kind, made in kinds.items()}
+
+
+def trees(
+    pair: sn.Pair, tuning_items: Sequence, other_items: Sequence, kept: RowCache | None = None
+) -> dict:
+    """Each kind's best setting by `tuning_items`, on `other_items`: at equal nodes, and in seconds.
+
+    At equal nodes a setting may be chosen whose mean number of nodes per call is within the budget.
+    """
+    costs = tuning.costs(pair, tuning_items[:6], sampling=PLAIN)
+    # Rounded, so that another run of this command finds what it has kept.
+    costs = tuning.Costs(*(round(value, 2) for value in costs))
+    kinds = candidates(costs)
+    every = {text: drafter for made in kinds.values() for text, drafter in made.items()}
+    tuned = in_turns(pair, tuning_items, every, PLAIN, kept=kept, label="choose")
+    nodes = {text: _nodes(rows) for text, rows in tuned.items()}
+
+    def chosen(allowed: Callable[[str], bool], figure: str) -> dict[str, str]:
+        able = {kind: [text for text in made if allowed(text)] for kind, made in kinds.items()}
+        return {kind: best_of(tuned, texts, figure) for kind, texts in able.items() if texts}
+
+    figures: dict[str, Any] = {"costs": costs._asdict(), "nodes": [], "tuned on": len(tuning_items)}
+    for budget in NODES:
+        best = chosen(lambda text, most=budget: nodes[text] <= most, TAU)
+        found = in_turns(
+            pair, other_items, _of(every, best), PLAIN, kept=kept, timed=False, label=f"{budget}"
+        )
+        figures["nodes"].append({"budget": budget, **_against_chain(found, best, TAU)})
+    best = chosen(lambda text: True, SECONDS)
+    found = in_turns(pair, other_items, _of(every, best), PLAIN, kept=kept, label="seconds")
+    figures["seconds"] = _against_chain(found, best, SECONDS)
+    return figures
+
+
+def _nodes(rows: Sequence) -> float:
+    return sum(row.drafted for row in rows) / sum(row.calls for row in rows)
+
+
+def _of(every: Mapping[str, Drafter], best: Mapping[str, str]) -> dict[str, Drafter]:
+    return {text: every[text] for text in best.values()}
+
+
+def _against_chain(found: Mapping[str, Sequence], best: Mapping[str, str], figure: str) -> dict:
+    """Every kind's figure, and its ratio to the best chain's with a paired interval."""
+    chain = found[best["chain"]]
+    return {
+        kind: {
+            "chosen": text,
+            "value": pooled(found[text], figure),
+            "nodes": _nodes(found[text]),
+            **geometric_ratio([(found[text], chain)], figure),
+        }
+        for kind, text in best.items()
+    }
+
+
+# ------------------------------------------------------------------------------------- (c)
+
+
+def positions(pair: sn.Pair, n: int, draft_length: int = 5) -> dict:
+    """Acceptance by position in the draft, conditional and joint; by task, and by word class."""
+    figures: dict[str, Any] = {}
+    classes: dict[str, dict[int, list[bool]]] = {}
+    for task in TASKS:
+        items = examples(task, n, 0)
+        runs = []
+        for seed, item in enumerate(items):
+            image = item.image if pair.target.sees_images else None
+            given: dict[str, Any] = {"sampling": PLAIN, "max_new_tokens": 110, "seed": seed}
+            runs.append(
+                sn.speculative(pair, item.prompt, image, drafter=sn.Chain(draft_length), **given)
+            )
+        figures[task] = by_position(runs, draft_length)
+        for run, item in zip(runs, items, strict=True):
+            for row, name in classed(run, item):
+                at = classes.setdefault(name, {}).setdefault(row.depth, [])
+                at.append(row.verdict == "accepted")
+    figures["classes"] = {
+        name: [(statistics.fmean(at[d]), len(at[d])) for d in sorted(at) if d <= draft_length]
+        for name, at in classes.items()
+    }
+    return figures
+
+
+def by_position(runs: Sequence[sn.Record], draft_length: int) -> dict:
+    """Shares over all blocks of these runs that drafted anything, and how many kept how much."""
+    blocks = [block for run in runs for block in run.blocks if block.n_drafted]
+    depths = range(1, draft_length + 1)
+    reached = [sum(b.n_accepted >= d - 1 and b.n_drafted >= d for b in blocks) for d in depths]
+    kept = [sum(b.n_accepted >= d for b in blocks) for d in depths]
+    lengths = [0] * (draft_length + 1)
+    for run in runs:
+        for length, count in enumerate(accepted_lengths(run)):
+            lengths[length] += count
+    return {
+        "conditional": [k / max(r, 1) for k, r in zip(kept, reached, strict=True)],
+        "joint": [k / len(blocks) for k in kept],
+        "lengths": lengths,
+    }
+
+
+# ------------------------------------------------------------------------------------- (d)
+
+
+def shares(pair: sn.Pair, rounds: int = 6) -> dict[int, dict]:
+    """What the verify step takes of a block's time, by vocabulary: chains of 5 at T = 1.
+
+    The embedded pair, and one of SmolLM2-135M's shape with random weights: numbers of another
+    model, but as many of them.
+    """
+    items = examples("caption", rounds, 5)
+    found = {pair.target.vocab_size: _share(pair, [(i.prompt, i.image) for i in items])}
+    with tempfile.TemporaryDirectory() as folder:
+        wide = sn.load_pair(_random(folder, "target", LARGE), _random(folder, "draft", SMALL))
+        found[wide.target.vocab_size] = _share(wide, [(item.prompt, None) for item in items])
+    return found
+
+
+def _share(pair: sn.Pair, asked: Sequence[tuple[Any, Any]]) -> dict:
+    """Seconds of laws, verification and record over seconds of all that a run does."""
+    parts = dict.fromkeys(("law_of", "verify", "record_of"), 0.0)
+
+    def timed(name: str) -> Any:
+        function = getattr(decode, name)
+
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                parts[name] += time.perf_counter() - began
+
+        return mock.patch.object(decode, name, call)
+
+    whole = 0.0
+    for number, (prompt, image) in enumerate([asked[0], *asked]):
+        with ExitStack() as patches:
+            for name in parts if number else ():  # the first run also sets up
+                patches.enter_context(timed(name))
+            began = time.perf_counter()
+            run = sn.speculative(
+                pair, prompt, image if pair.target.sees_images else None, sampling=PLAIN
+            )
+            took = time.perf_counter() - began - run.prefill_s
+        whole += took if number else 0.0
+    return {"share": sum(parts.values()) / whole} | {k: v / whole for k, v in parts.items()}
+
+
+def _random(folder: str, role: str, shape: Mapping[str, int]) -> str:
+    """A folder with a Llama of this shape, 49,152 ids, random weights and our tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    place = Path(folder) / role
+    torch.manual_seed(0)
+    hidden = shape["hidden_size"]
+    config = LlamaConfig(
+        vocab_size=49_152,
+        intermediate_size=8 * hidden // 3,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 192,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=49_151,
+        **shape,
+    )
+    LlamaForCausalLM(config).save_pretrained(place)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EMBEDDED / "drafter" / name, place)
+    return str(place)
+
+
+# ----------------------------------------------------------------------------------- table
+
+
+def _ratio(row: Mapping[str, float]) -> str:
+    return f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def table(figures: dict) -> str:
+    """The figures as text."""
+    lines = [f"(a) T = 1, {figures['n']} prompts per task, {len(SEEDS)} seeds of each"]
+    for row in figures["rules"]:
+        mine, other = row[TAU]
+        lines.append(
+            f"  {row['name']}: block efficiency {mine:.3f} and {other:.3f}, ratio "
+            f"{_ratio(row[f'{TAU} ratio'])}; tokens/s {_ratio(row[f'{SECONDS} ratio'])}"
+        )
+        if same := row.get("same drafts"):
+            lines.append(
+                f"    expected on the same drafts: {same['block']:.3f} and {same['token']:.3f}, "
+                f"ratio {_ratio(same)}"
+            )
+    for name, part in figures["trees"].items():
+        costs = part["costs"]
+        lines.append(
+            f"(b) {name}, T = 1, chosen on {part['tuned on']} prompts; a forward of the drafter is "
+            f"{costs['draft_cost']:.2f} target calls, a node {costs['node_cost']:.2f}"
+        )
+        rows = [(f"{row['budget']} nodes", row) for row in part["nodes"]]
+        for label, row in [*rows, ("seconds", part["seconds"])]:
+            for kind, one in row.items():
+                if isinstance(one, dict):
+                    lines.append(
+                        f"  {label:9} {kind:10} {one['value']:8.2f}  {one['nodes']:5.1f} nodes  "
+                        f"/ chain {_ratio(one)}  {one['chosen']}"
+                    )
+        goal = GOALS.get(name)
+        if goal:
+            got = part["seconds"]["BestFirst"]["ratio"]
+            word = "reached" if got >= goal else "NOT reached"
+            lines.append(f"  BestFirst in seconds {got:.3f} of the best chain, goal {goal}: {word}")
+    lines.append("(c) acceptance by position, chain of 5, T = 1")
+    for task in TASKS:
+        row = figures["positions"][task]
+        for key in ("conditional", "joint"):
+            lines.append(f"  {task:12} {key:11} " + "  ".join(f"{x:.2f}" for x in row[key]))
+        lines.append(f"  {task:12} blocks that kept 0, 1, ...: {row['lengths']}")
+    for name, cells in figures["positions"]["classes"].items():
+        lines.append(f"  {name:12} words       " + "  ".join(f"{x:.2f} ({k})" for x, k in cells))
+    for vocab, row in figures["shares"].items():
+        bar = SHARES.get(min(SHARES, key=lambda size: abs(size - int(vocab))))
+        lines.append(
+            f"(d) verify step at vocabulary {vocab}: {row['share']:.1%} of a block's time (bar "
+            f"{bar:.0%}): laws {row['law_of']:.1%}, rule {row['verify']:.1%}, record "
+            f"{row['record_of']:.1%}"
+        )
+    return "\n".join(lines)
