@@ -40,6 +40,7 @@ from .decode import speculative as speculative
 from .drafters import Chain as Chain
 from .drafters import Drafter as Drafter
 from .drafters import Drafting as Drafting
+from .drafters import Either as Either
 from .drafters import GumbelTopK as GumbelTopK
 from .drafters import IIDTree as IIDTree
 from .drafters import PromptLookup as PromptLookup

@@ -36,6 +36,7 @@ DRAFTERS = (
     drafters.IIDTree,
     drafters.TopKTree,
     drafters.PromptLookup,
+    drafters.Either,
     drafters.NoDraft,
 )
 RULES = (

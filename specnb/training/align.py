@@ -250,7 +250,8 @@ def train_on(
     """Trains a drafter in place by a recipe, and gives its figures on the answers `watched`.
 
     `work` holds checkpoints (one per stage, finished ones stay) and `metrics.jsonl`, with the loss
-    and the mean acceptance of batches, and every `check_every` steps the figures of `held_out`.
+    and the mean acceptance of batches, and every `check_every` steps the figures of `held_out`,
+    all as they were before the step changed the weights.
     """
     work.mkdir(parents=True, exist_ok=True)
     if getattr(module, "projector", None) is not None and answers.features is None:
