@@ -45,6 +45,7 @@ from .drafters import BranchWhereUnsure as BranchWhereUnsure
 from .drafters import Chain as Chain
 from .drafters import Drafter as Drafter
 from .drafters import Drafting as Drafting
+from .drafters import Either as Either
 from .drafters import GumbelTopK as GumbelTopK
 from .drafters import IIDTree as IIDTree
 from .drafters import PromptLookup as PromptLookup

@@ -41,6 +41,7 @@ DRAFTERS = (
     drafters.PromptLookup,
     drafters.SparseSelf,
     drafters.Hierarchy,
+    drafters.Either,
     drafters.NoDraft,
 )
 RULES = (

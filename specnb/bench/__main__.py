@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--draft", default="")
     parser.add_argument("--n", type=int, default=0, help="items per task; default: the full size")
     parser.add_argument("--only", nargs="+", default=(), help="architectures: these families")
-    parser.add_argument("--seconds", action="store_true", help="stopping, trees, verification: time")
+    parser.add_argument(
+        "--seconds", action="store_true", help="stopping, trees, verification: time"
+    )
     options = parser.parse_args()
     if options.only and options.subject != "architectures":
         parser.error("--only goes with architectures")

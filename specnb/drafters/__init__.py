@@ -11,6 +11,7 @@ from specnb.drafters.base import (
     start,
 )
 from specnb.drafters.bestfirst import BestFirst, BranchWhereUnsure
+from specnb.drafters.either import Either, EitherDrafting
 from specnb.drafters.hierarchy import Hierarchy, HierarchyDrafting
 from specnb.drafters.lookup import PromptLookup, PromptLookupDrafting
 from specnb.drafters.sparse import SparseDrafting, SparseSelf
@@ -34,6 +35,8 @@ __all__ = [
     "Chunks",
     "Drafter",
     "Drafting",
+    "Either",
+    "EitherDrafting",
     "GumbelTopK",
     "Hierarchy",
     "HierarchyDrafting",

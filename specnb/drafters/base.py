@@ -44,7 +44,12 @@ class Drafter(Protocol):
 
 
 def start(
-    drafter: Drafter, pair: Pair, prompt: Any, image: Any, sampling: Sampling, target: Context
+    drafter: Drafter,
+    pair: Pair,
+    prompt: Any,
+    image: Any,
+    sampling: Sampling,
+    target: Context | None,
 ) -> Drafting:
     """`drafter.start`, which is given the target's context where it asks for it."""
     if "target" not in inspect.signature(drafter.start).parameters:

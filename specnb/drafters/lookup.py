@@ -55,10 +55,14 @@ class PromptLookupDrafting:
             stopped_by="budget" if max_depth < wanted else "length",
         )
 
-    def _continuation(self) -> list[int]:
+    def matches(self, size: int) -> bool:
+        """Whether the text's last `size` tokens were said before, with something behind them."""
+        return bool(self._continuation(size))
+
+    def _continuation(self, shortest: int = 1) -> list[int]:
         """What stood behind the last earlier occurrence of the text's ending; maybe nothing."""
         text = self.text
-        for size in range(min(self.settings.ngram, len(text) - 1), 0, -1):
+        for size in range(min(self.settings.ngram, len(text) - 1), shortest - 1, -1):
             ending = text[-size:]
             for start in range(len(text) - size - 1, -1, -1):
                 if text[start : start + size] == ending:

@@ -7,7 +7,7 @@ that each child was drawn from. `TreeDrafting` does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from specnb.arguments import shown, wholes
 from specnb.drafters.base import law_of, one_hot, opened
 from specnb.knobs import KEY, knob, rule_knob, settle
-from specnb.models.base import Context, Pair, PromptTooLong
+from specnb.models.base import Context, Pair, PromptTooLong, Scores
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
 from specnb.tree import DraftTree, depths, path_to
@@ -104,13 +104,15 @@ class _Tree:
         image: Any,
         sampling: Sampling,
         target: Context | None = None,
-    ) -> TreeDrafting:
+    ) -> TreeDrafting | TrimmedDrafting:
         if pair.draft is None:
             raise ValueError(
                 f"draft=None: {type(self).__name__} needs a draft model, "
                 "load the pair with draft=..."
             )
-        return TreeDrafting(self, pair, prompt, image, sampling, target)
+        if (kept := getattr(pair.draft, "kept", None)) is None:
+            return TreeDrafting(self, pair, prompt, image, sampling, target)
+        return TrimmedDrafting(self, pair, kept, prompt, image, sampling, target)
 
 
 class TreeDrafting:
@@ -239,6 +241,73 @@ class TreeDrafting:
         if self.context:
             self.context.commit(token_ids)
         self.rule.update(self.depth_drafted, n_accepted, self.max_depth)
+
+
+class TrimmedDrafting:
+    """Drafts of a model that can say some ids only: its laws, and draws, are over these alone.
+
+    `TreeDrafting` runs on the narrow model, for which the i-th of the `kept` ids is token i; what
+    comes out is written in the ids, and laws over the vocabulary, of all others.
+    """
+
+    def __init__(
+        self,
+        settings: _Tree,
+        pair: Pair,
+        kept: tuple[int, ...],
+        prompt: Any,
+        image: Any,
+        sampling: Sampling,
+        target: Context | None,
+    ):
+        whole: Any = pair.draft
+        narrow = Pair(pair.target, whole.narrow)
+        self.inner = TreeDrafting(settings, narrow, prompt, image, sampling, target)
+        self.kept, self.columns = kept, torch.tensor(kept)
+        self.vocab_size = whole.vocab_size
+        ends = pair.target.eos_ids
+        self.inner.eos_ids = frozenset(i for i, token in enumerate(kept) if token in ends)
+        self.inner.vocab_size = len(kept)
+        if self.inner.context:
+            self.inner.context = Numbered(self.inner.context, kept)
+
+    @property
+    def state(self) -> Hashable:
+        return self.inner.state
+
+    def propose(self, draws: Draws, max_depth: int) -> DraftTree:
+        tree = self.inner.propose(draws, max_depth)
+        probs = tree.probs.new_zeros(len(tree.tokens), self.vocab_size)
+        probs[:, self.columns.to(probs.device)] = tree.probs
+        return replace(tree, tokens=tuple(self.kept[i] for i in tree.tokens), probs=probs)
+
+    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
+        self.inner.commit(token_ids, n_accepted)
+
+
+class Numbered(Context):
+    """A context that is fed with places in `kept` in place of ids; committed are ids."""
+
+    def __init__(self, context: Context, kept: tuple[int, ...]):
+        self.context, self.kept = context, kept
+        self.model = getattr(context, "model", None)
+
+    @property
+    def length(self) -> int:
+        return self.context.length
+
+    @property
+    def room(self) -> int:
+        return self.context.room
+
+    def forward(self, tokens: Sequence[int] = (), parents: Sequence[int] = ()) -> Scores:
+        return self.context.forward([self.kept[i] for i in tokens], parents)
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        self.context.commit(token_ids)
+
+    def copy(self) -> Numbered:
+        return Numbered(self.context.copy(), self.kept)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,13 @@ class AdapterModel(HFModel):
     """
 
     @classmethod
-    def of(cls, language: HFModel, folder: str | Path) -> AdapterModel:
-        """The adapter of a folder around its language model, already loaded."""
+    def of(
+        cls, language: HFModel, folder: str | Path, load: Callable[..., HFModel]
+    ) -> AdapterModel:
+        """The adapter of a folder around its language model, already loaded.
+
+        `load(folder, device=...)` loads the eyes where they are needed and not at hand.
+        """
         path = Path(folder)
         about = _about(path)
         other = cls.__new__(cls)
@@ -134,7 +139,7 @@ class AdapterModel(HFModel):
         )
         other.sees_images, other.image_token_id = True, IMAGE_ID
         other.eyes_are = about
-        other._eyes = None
+        other._eyes, other._load = None, load
         digest = hashlib.sha256(b"".join((path / name).read_bytes() for name in (CONFIG, WEIGHTS)))
         other.runtime += f", adapter {digest.hexdigest()[:8]} of {other.side**2} image tokens"
         return other
@@ -147,11 +152,9 @@ class AdapterModel(HFModel):
     def eyes(self) -> HFModel:
         """The target that encodes pictures."""
         if self._eyes is None:
-            from specnb.models.load import load_model
-
             name = self.eyes_are["target"]
             there = Path(self.path) / name
-            eyes = load_model(str(there) if there.is_dir() else name, device=str(self.device))
+            eyes = self._load(str(there) if there.is_dir() else name, device=str(self.device))
             self._eyes = self._known(eyes)
         return self._eyes
 

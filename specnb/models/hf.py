@@ -17,6 +17,7 @@ from specnb.models.pictures import as_picture as as_picture  # for those who imp
 from specnb.models.pictures import as_pictures
 from specnb.models.small import SmallContext, SmallLlama, fits
 from specnb.models.sparse import Selector, SparseContext, chosen_by_place, need_places
+from specnb.models.vocabulary import kept_ids
 
 # What `generate` follows in a generation config and this package does not, with what does nothing.
 NOT_FOLLOWED = {
@@ -57,6 +58,10 @@ class HFModel:
     `dtype` is the number format of the weights, `activations` that of all else: with `halves` the
     weights are in fp16, and `module` is the same function, in float32 throughout.
     """
+
+    kept: tuple[int, ...] | None = None  # see `trimmed`
+    narrow: HFModel | None = None
+    columns: Tensor | None = None  # of the logits that it gives, where it is the narrow one
 
     def __init__(
         self,
@@ -114,6 +119,8 @@ class HFModel:
         Ids that the drafter lacks get probability 0; ids that the target lacks are removed
         before the drafter's softmax. The target's law is never altered.
         """
+        if self.kept is not None:
+            raise ValueError("draft: its vocabulary is trimmed; trim it in its pair, pair.draft")
         other = copy.copy(self)
         other.vocab_size = target.vocab_size
         allowed = torch.zeros(target.vocab_size, dtype=torch.bool)
@@ -128,6 +135,37 @@ class HFModel:
         self.allowed = allowed
         self._forbidden = None if allowed.all() else ~allowed.to(self.device)
 
+    def trimmed(self, k: int, ids: Sequence[int] | None = None) -> HFModel:
+        """The same weights as a drafter that can say `k` ids only, those that its target says most.
+
+        They are the first `k` of `ids`, or of frequent_ids.json in its folder. What `open` gives
+        has -inf for all others; drafters of this package use `narrow`, whose logits are over `kept`
+        alone, from as many rows of the head. `n_parameters` counts those rows.
+        """
+        may = self.allowed[: self.own_vocab_size].nonzero().flatten().tolist()
+        kept = kept_ids(self.path, k, ids, frozenset(may))
+        other = copy.copy(self)
+        said = torch.zeros(self.vocab_size, dtype=torch.bool)
+        said[list(kept)] = True
+        other._allow(said)
+        width = self.module.get_output_embeddings().weight.shape[1]
+        other.n_parameters = self.n_parameters - (self.own_vocab_size - len(kept)) * width
+        other.runtime = f"{self.runtime}, {len(kept)} ids of {self.own_vocab_size}"
+        other.kept, other.narrow = kept, self._narrow(kept)
+        return other
+
+    def _narrow(self, kept: tuple[int, ...]) -> HFModel:
+        """This model with logits [n, kept] instead of [n, vocab]; fed with the ids of all."""
+        other = copy.copy(self)
+        other.vocab_size, other._forbidden = len(kept), None
+        other.columns = torch.tensor(kept, device=self.device)
+        if self.llama is not None:
+            weights = parts(self.module, self.dtype != self.activations)
+            weights = weights._replace(head=weights.head[other.columns])
+            other.llama = Llama(weights)
+            other.small = None if self.small is None else SmallLlama(weights)
+        return other
+
     def with_image_placeholders(self, n: int) -> HFModel:
         """A text-only drafter whose prompt keeps `n` raw image tokens, as other software does."""
         other = copy.copy(self)
@@ -136,6 +174,8 @@ class HFModel:
 
     def logits(self, raw: Tensor) -> Tensor:
         """The module's logits [n, own vocab] in this model's vocabulary; unknown ids are -inf."""
+        if self.columns is not None and raw.shape[-1] != len(self.columns):
+            raw = raw.index_select(-1, self.columns)  # of a module that has its whole head
         extra = self.vocab_size - raw.shape[-1]
         if extra:  # a negative number of columns is cut off
             raw = torch.nn.functional.pad(raw, (0, extra))

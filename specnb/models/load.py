@@ -193,7 +193,9 @@ def _load(
         model.certificate = "embedded"
     elif certify:
         model.certificate = check.weights(model)
-    return adapter.AdapterModel.of(model, folder) if adapter.is_adapter(folder) else model
+    if adapter.is_adapter(folder):
+        return adapter.AdapterModel.of(model, folder, load_model)
+    return model
 
 
 def _skeleton(transformers, config):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specnb.models.base import Context, PromptTooLong
 from specnb.models.sparse import Selector, SparseContext, chosen_by_place, need_places
+from specnb.models.vocabulary import kept_ids
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Float
@@ -25,6 +26,9 @@ class TableModel:
 
     sees_images, dtype = False, torch.float64
     tokenizer = None
+    kept: tuple[int, ...] | None = None  # see `trimmed`
+    narrow: TableModel | None = None
+    columns: Tensor | None = None  # of the logits that it gives, where it is the narrow one
 
     def __init__(
         self,
@@ -51,12 +55,28 @@ class TableModel:
         shape = (vocab_size**order, vocab_size)
         return TableModel(spread * torch.randn(shape, generator=generator, dtype=torch.float64))
 
+    def trimmed(self, k: int, ids: Sequence[int] | None = None) -> TableModel:
+        """The same model as a drafter that can say `k` of its ids only: the first of `ids`.
+
+        It has `kept`, those ids, and `narrow`, the model whose logits are over them alone.
+        """
+        kept = kept_ids(self.path, k, ids, range(self.vocab_size))
+        other, narrow = copy.copy(self), copy.copy(self)
+        said = torch.zeros(self.vocab_size, dtype=torch.bool)
+        said[list(kept)] = True
+        other.logits = self.logits.masked_fill(~said, -torch.inf)
+        other.n_parameters = len(self.logits) * len(kept)
+        narrow.columns = torch.tensor(kept)
+        other.kept, other.narrow = kept, narrow
+        return other
+
     def next_logits(self, tokens: Sequence[int]) -> Float[Tensor, " vocab"]:
         """The logits behind a text."""
         row = 0
         for token in ([0] * self.order + list(tokens))[len(tokens) :]:
             row = row * self.vocab_size + token
-        return self.logits[row]
+        found = self.logits[row]
+        return found if self.columns is None else found[self.columns]
 
     def chat(self, prompt: Any, image: int = 0) -> Any:
         return prompt

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from specnb import arguments
-from specnb.training.answers import read_batches
+from specnb.models.adapter import Adapted, save_adapter
+from specnb.models.vocabulary import FREQUENT
+from specnb.training.answers import (
+    ASKING,
+    Asked,
+    Asking,
+    read_batches,
+    scene_prompts,
+    write_answers,
+)
 from specnb.training.data import pad
 from specnb.training.loop import Stage, train
 from specnb.training.losses import loss_of
@@ -240,7 +250,8 @@ def train_on(
     """Trains a drafter in place by a recipe, and gives its figures on the answers `watched`.
 
     `work` holds checkpoints (one per stage, finished ones stay) and `metrics.jsonl`, with the loss
-    and the mean acceptance of batches, and every `check_every` steps the figures of `held_out`.
+    and the mean acceptance of batches, and every `check_every` steps the figures of `held_out`,
+    all as they were before the step changed the weights.
     """
     work.mkdir(parents=True, exist_ok=True)
     if getattr(module, "projector", None) is not None and answers.features is None:
@@ -269,8 +280,124 @@ def train_on(
     return {} if watched is None else held_out(module, watched)
 
 
-def save(module: Any, tokenizer: Any, out: Path) -> None:
-    """bf16 weights, config and tokenizer: a folder that `load_pair(draft=...)` takes."""
-    bf16 = copy.deepcopy(module).to(torch.bfloat16)
+def said_most(answers: Answers) -> list[int]:
+    """All ids of the target's vocabulary, those that it said most first, ties by id."""
+    counts = np.bincount(np.concatenate(answers.answers), minlength=len(answers.head))
+    return [int(i) for i in np.lexsort((np.arange(len(counts)), -counts))]
+
+
+def save(module: Any, target: Any, answers: Answers, out: Path) -> None:
+    """bf16 weights, config, tokenizer and the ids that the target says most: a folder that
+    `load_pair(draft=...)` takes."""
+    seeing = getattr(module, "projector", None) is not None
+    bf16 = copy.deepcopy(module.language if seeing else module).to(torch.bfloat16)
     bf16.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    target.tokenizer.save_pretrained(out)
+    for name in ("chat_template.jinja",):  # the target's own is followed
+        (out / name).unlink(missing_ok=True)
+    (out / FREQUENT).write_text(json.dumps(said_most(answers)) + "\n")
+    if seeing:
+        save_adapter(module, target.path, out)
+
+
+def new_drafter(target: Any, layers: int = 1, width: int = 128, seed: int = 0) -> Any:
+    """An untrained `LlamaForCausalLM` over the target's vocabulary, with a tied head.
+
+    Heads of 32 dimensions, an MLP of 11/4 of the width (352 of 128), the embedded drafter's shape.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if width % 32:
+        raise ValueError(f"width={width}: give a multiple of 32, the width of a head")
+    tokenizer = target.tokenizer
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=target.own_vocab_size,
+            hidden_size=width,
+            intermediate_size=width * 11 // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 32,
+            max_position_embeddings=target.max_positions,
+            initializer_range=0.06,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=sorted(target.eos_ids),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def align(
+    target: str = "",
+    draft: Any = "",
+    prompts: Sequence[Any] | None = None,
+    *,
+    work: str | Path = "runs/align",
+    out: str | Path = "",
+    recipe: Recipe = Recipe(),
+    asking: Asking = ASKING,
+    n: int = 3_072,
+    sees: bool = False,
+) -> Path:
+    """A drafter for `target`, trained on what the target itself says; the folder it is written to.
+
+    target: folder or hub id, the embedded one where it is empty. draft: what training starts from,
+    a folder with a Llama, a `LlamaForCausalLM` (as from `inherit` or `new_drafter`), or empty for
+    a new one of one layer. prompts: texts, or items with `prompt` and `image`; for the embedded
+    target by default `n` of its world. One in 16 is held out of training. work: where answers,
+    checkpoints and `metrics.jsonl` go; a killed run that is started again goes on there. out: the
+    finished folder, `work`/drafter by default. sees: whether it is to be an adapter on the target's
+    vision features.
+
+    ValueError where there are no prompts, or too few, or where what lies in `work` was made with
+    other settings.
+    """
+    from specnb.models.load import EMBEDDED, load_model
+
+    folder, embedded = Path(work), not target
+    goal = load_model(
+        target or str(EMBEDDED / "target"),
+        dtype="float32",
+        device="cpu",
+        runtime="transformers",
+        certify=False,
+    )
+    if prompts is None:
+        if not embedded:
+            raise ValueError("prompts=None: give texts, some hundred at least, for this target")
+        asked = scene_prompts(n, 2_000, asking.batch)
+        kept = scene_prompts(max(128, n // 16), 2_500, asking.batch)
+    else:
+        rows = [_asked(item) for item in prompts]
+        asked = [row for i, row in enumerate(rows) if i % 16 != 15]
+        kept = rows[15::16]
+        if not kept:
+            raise ValueError(f"prompts: {len(rows)} are too few; give 16 at least, better 1,000")
+    write_answers(goal, asked, folder / "answers", asking)
+    write_answers(goal, kept, folder / "held_out", replace(asking, temperatures=(0.0, 1.0)))
+    answers, watched = Answers(folder / "answers"), Answers(folder / "held_out")
+    module = draft
+    if isinstance(draft, str | Path):
+        module = new_drafter(goal, seed=recipe.seed)
+        if draft:
+            from transformers import AutoModelForCausalLM
+
+            module = AutoModelForCausalLM.from_pretrained(str(draft), dtype=torch.float32)
+    module.set_attn_implementation("eager")  # rows are short: a fifth faster on the CPU
+    if sees:
+        if answers.features is None:
+            raise ValueError("sees=True: these prompts have no pictures; leave it out")
+        torch.manual_seed(recipe.seed)
+        module = Adapted(module, answers.features.shape[-1], math.isqrt(answers.features.shape[1]))
+    train_on(module, answers, folder, recipe, watched)
+    place = Path(out) if str(out) else folder / "drafter"
+    save(module, goal, answers, place)
+    return place
+
+
+def _asked(item: Any) -> Asked:
+    if isinstance(item, str):
+        return Asked(item)
+    return Asked(item.prompt, getattr(item, "image", None), getattr(item, "task", ""))

@@ -34,7 +34,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Asking:
     """What decides which answers are written. The i-th batch is answered at the i-th temperature,
     over and over; `seed` is that of the draws."""
 
@@ -42,6 +42,9 @@ class Recipe:
     max_new_tokens: int = MOST_NEW_TOKENS
     batch: int = 64
     seed: int = 0
+
+
+ASKING = Asking()
 
 
 def scene_prompts(n: int, scenes_seed: int, batch: int = 64) -> list[Asked]:
@@ -65,33 +68,33 @@ def scene_prompts(n: int, scenes_seed: int, batch: int = 64) -> list[Asked]:
 
 @torch.inference_mode()
 def write_answers(
-    target: Any, asked: Sequence[Asked], folder: Path, recipe: Recipe = Recipe()
+    target: Any, asked: Sequence[Asked], folder: Path, asking: Asking = ASKING
 ) -> None:
     """The target's answers to all prompts, one file per batch; files that exist are kept.
 
     `target` is an `HFModel`; prompts are templated by it. Raises ValueError where `folder` holds
-    answers of another target, recipe or list of prompts.
+    answers of another target, asking or list of prompts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    check_origin(folder, target, asked, recipe)
+    check_origin(folder, target, asked, asking)
     head = target.module.get_output_embeddings().weight.detach().float().contiguous()
     save_file({"head": head, "allowed": target.allowed.contiguous()}, folder / "head.safetensors")
-    numbers = range(-(-len(asked) // recipe.batch))
+    numbers = range(-(-len(asked) // asking.batch))
     for index in tqdm(numbers, desc="answers", mininterval=5.0):
         path = folder / f"{index:04d}.safetensors"
         if path.exists():
             continue
-        rows = asked[index * recipe.batch : (index + 1) * recipe.batch]
-        temperature = recipe.temperatures[index % len(recipe.temperatures)]
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + index)
-        tensors = answer_batch(target, rows, temperature, recipe.max_new_tokens, generator)
+        rows = asked[index * asking.batch : (index + 1) * asking.batch]
+        temperature = asking.temperatures[index % len(asking.temperatures)]
+        generator = torch.Generator().manual_seed(asking.seed * 1_000_003 + index)
+        tensors = answer_batch(target, rows, temperature, asking.max_new_tokens, generator)
         meta = {"temperature": str(temperature), "tasks": json.dumps([row.task for row in rows])}
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary, meta)
         temporary.rename(path)
 
 
-def check_origin(folder: Path, target: Any, asked: Sequence[Asked], recipe: Recipe) -> None:
+def check_origin(folder: Path, target: Any, asked: Sequence[Asked], asking: Asking) -> None:
     """Writes what the answers depend on into the folder, or holds it against what stands there."""
     digest = hashlib.sha256()
     for row in asked:
@@ -105,10 +108,10 @@ def check_origin(folder: Path, target: Any, asked: Sequence[Asked], recipe: Reci
         "target": weights.hexdigest(),
         "prompts": digest.hexdigest(),
         "n_prompts": len(asked),
-        "temperatures": list(recipe.temperatures),
-        "max_new_tokens": recipe.max_new_tokens,
-        "batch": recipe.batch,
-        "seed": recipe.seed,
+        "temperatures": list(asking.temperatures),
+        "max_new_tokens": asking.max_new_tokens,
+        "batch": asking.batch,
+        "seed": asking.seed,
     }
     path = folder / "origin.json"
     if not path.exists():
