@@ -38,11 +38,17 @@ from .decode import Request as Request
 from .decode import autoregressive as autoregressive
 from .decode import speculative as speculative
 from .drafters import Chain as Chain
+from .drafters import Chunks as Chunks
 from .drafters import Drafter as Drafter
 from .drafters import Drafting as Drafting
 from .drafters import GumbelTopK as GumbelTopK
+from .drafters import Hierarchy as Hierarchy
 from .drafters import IIDTree as IIDTree
+from .drafters import LastVerification as LastVerification
 from .drafters import PromptLookup as PromptLookup
+from .drafters import SinkRecent as SinkRecent
+from .drafters import SparQ as SparQ
+from .drafters import SparseSelf as SparseSelf
 from .drafters import StochasticBeam as StochasticBeam
 from .drafters import TopKTree as TopKTree
 from .knobs import knob as knob
