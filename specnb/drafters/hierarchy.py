@@ -11,7 +11,7 @@ import torch
 
 from specnb.arguments import shown
 from specnb.drafters.base import Drafter, law_of, start
-from specnb.drafters.sparse import SparseSelf
+from specnb.drafters.sparse import SparseSelf, given
 from specnb.drafters.trees import Chain, TreeDrafting, _Tree
 from specnb.models.base import Context, Pair
 from specnb.sampling import Draws, Sampling
@@ -64,9 +64,14 @@ class Hierarchy:
         """None: the forwards of the middle and of the small model have no one ratio."""
 
     def start(
-        self, pair: Pair, prompt: Any, image: Any, sampling: Sampling, *, target: Context
+        self,
+        pair: Pair,
+        prompt: Any,
+        image: Any,
+        sampling: Sampling,
+        target: Context | None = None,
     ) -> HierarchyDrafting:
-        return HierarchyDrafting(self, pair, prompt, image, sampling, target)
+        return HierarchyDrafting(self, pair, prompt, image, sampling, given(self, target))
 
 
 class HierarchyDrafting:

@@ -53,10 +53,25 @@ class SparseSelf(_Tree):
     def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         yield Drawn(0, draws.categorical(level.probs[0]), level.probs[0])
 
-    def start(  # type: ignore[override]  # it asks for the target's context
-        self, pair: Pair, prompt: Any, image: Any, sampling: Sampling, *, target: Context
+    def start(
+        self,
+        pair: Pair,
+        prompt: Any,
+        image: Any,
+        sampling: Sampling,
+        target: Context | None = None,
     ) -> SparseDrafting:
-        return SparseDrafting(self, pair, sampling, target)
+        return SparseDrafting(self, pair, sampling, given(self, target))
+
+
+def given(drafter: Any, target: Context | None) -> Context:
+    """The target's context; ValueError where a drafter that needs it was started without it."""
+    if target is None:
+        raise ValueError(
+            f"target=None: {type(drafter).__name__} looks into the target's cache; start it with "
+            "specnb.drafters.start, which hands it over"
+        )
+    return target
 
 
 class SparseDrafting(TreeDrafting):

@@ -491,6 +491,7 @@ class HFSparse(SparseContext, HFContext):
     """
 
     target: HFContext
+    model: Any
 
     def _forget(self) -> None:
         self.cache, self.shift = shared(self.target.cache), self.target.shift

@@ -325,11 +325,13 @@ class LlamaContext(Context):
             larger = self.llama.empty_cache(end + GROWTH)
             larger[:, :, :, : self.used] = self.cache[:, :, :, : self.used]
             self.cache = larger
-        more = {}
+        kept: list[Tensor] | None = None
         if self.watched:
             self.queries, self.last = [], len(x) - 1
-            more = {"queries": self.queries}
-        logits = self.llama.forward(x, positions, self.cache, self.used, mask, n_logits, **more)
+            kept = self.queries
+        logits = self.llama.forward(
+            x, positions, self.cache, self.used, mask, n_logits, queries=kept
+        )
         self.used = end
         return logits
 

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -247,7 +247,8 @@ class SparseContext(Context):
     def __init__(self, target: Context, select: Selector, budget: int, over: str = "all"):
         check_spending(select, budget, over)
         Context.__init__(self, target.committed, target.max_positions, target.offset)
-        self.target, self.model = target, getattr(target, "model", None)
+        self.target: Any = target
+        self.model: Any = getattr(target, "model", None)
         self.select, self.budget, self.over = select, budget, over
         self.numbers_read = 0  # of keys and values, summaries of them included
         self.follow()
