@@ -16,11 +16,14 @@ from torch import Tensor
 
 from specnb import sampling, stopping, theory
 from specnb.lesson.answers import Exercise, Function, judge, said_of
+from specnb.lesson.judged_drafter import FromText, judge_bold_draw, judge_next_probs
 from specnb.lesson.judged_rule import as_rule, judge_verify_step
 
 __all__ = [
+    "FromText",
     "accept_prob",
     "as_rule",
+    "bold_draw",
     "entropy_bound",
     "expected_calls",
     "expected_tokens",
@@ -28,6 +31,7 @@ __all__ = [
     "gumbel_top_k",
     "keep_boat",
     "mbsu",
+    "next_probs",
     "predicted",
     "rejection_step",
     "residual",
@@ -708,6 +712,19 @@ def rejection_step(function: Function, strict: bool = False) -> Function:
         function,
         strict,
     )
+
+
+# ------------------------------------------------------------------------------------- 07
+
+
+def bold_draw(function: Function, strict: bool = False) -> Function:
+    """Exercise 1 of notebook 07: a token drawn from the squares, and what to declare for it."""
+    return judge_bold_draw("exercise 1", function, strict)
+
+
+def next_probs(function: Function, strict: bool = False) -> Function:
+    """Exercise 2 of notebook 07: a distribution from the text that beats counts of pairs."""
+    return judge_next_probs("exercise 2", function, strict)
 
 
 def _row(values: Sequence[float]) -> Tensor:
