@@ -1,7 +1,8 @@
 """Checks of the exercises: they take the reader's function and never stop a notebook.
 
 Each check prints one verdict and gives a function back to go on with: the reader's own where it
-is right, the reference where it is not written yet or wrong. With `strict=True` it raises.
+is right, the reference where it is not written yet or wrong. With `strict=True` it raises. What
+is the same for all of them stands in `specnb.lesson.answers`.
 """
 
 from __future__ import annotations
@@ -14,28 +15,194 @@ import torch
 from torch import Tensor
 
 from specnb import sampling, stopping, theory
+from specnb.lesson.answers import Exercise, Function, judge, said_of
+from specnb.lesson.judged_drafter import FromText, judge_bold_draw, judge_next_probs
+from specnb.lesson.judged_rule import as_rule, judge_verify_step
 
-Function = Callable[..., Any]
-Mistake = tuple[Function, str]  # a typical wrong answer, and what to tell its author
+__all__ = [
+    "FromText",
+    "accept_prob",
+    "as_rule",
+    "bold_draw",
+    "entropy_bound",
+    "expected_calls",
+    "expected_tokens",
+    "greedy_loop",
+    "gumbel_top_k",
+    "keep_boat",
+    "mbsu",
+    "next_probs",
+    "predicted",
+    "rejection_step",
+    "residual",
+    "threshold_update",
+    "tokens_of_a_call",
+    "verify_step",
+]
+
+# -------------------------------------------------------------------- numbers said beforehand
+
+
+def tokens_of_a_call(guess: Any) -> None:
+    """Notebook 00: what a call brings where two of five guesses are kept."""
+    why = "Two guesses and the correction; the two guesses behind it are thrown away."
+    print(said_of(guess, 3, "tokens of this call", why, close=0))
+
+
+def keep_boat(guess: Any, target_probs: Tensor, draft_probs: Tensor, word: int = 0) -> None:
+    """Notebook 01: how often a word may be kept that the drafter likes too much."""
+    p, q = float(target_probs[word]), float(draft_probs[word])
+    why = f"Proposed {q:.3f} of the time and kept so often, it comes {p:.3f} of the time."
+    print(said_of(guess, min(1.0, p / q), "boat may be kept with probability", why, close=0.03))
+
+
+def predicted(guess: Any, answer: float | None, what: str, why: str = "") -> None:
+    """A number that the reader wrote down beforehand, beside the measured one (None: there is
+    none, as with models that know nothing of our picture world)."""
+    if answer is not None:
+        print(said_of(guess, answer, what, why).strip())
+
+
+# ------------------------------------------------------------------------------------- 00
+
+
+def greedy_loop(function: Function, strict: bool = False) -> Function:
+    """Exercise of notebook 00: speculative decoding with greedy models, (new tokens, calls)."""
+
+    def variant(
+        bonus: bool = True,
+        correct: bool = True,
+        cut: bool = True,
+        whole: bool = False,
+        forgetful: bool = False,
+        calls_per_token: bool = False,
+        go_on: bool = False,
+    ) -> Function:
+        def decode(target_next, draft_next, prompt, draft_length, n_tokens):
+            text, calls = list(prompt), 0
+            while len(text) < len(prompt) + n_tokens:
+                guesses: list[int] = []
+                for _ in range(draft_length):
+                    guesses.append(draft_next((list(prompt) if forgetful else text) + guesses))
+                calls += 1
+                for guess in guesses:
+                    token = target_next(text)
+                    calls += calls_per_token
+                    text.append(token if correct else guess)
+                    if token != guess and not go_on:
+                        break
+                else:
+                    if bonus:
+                        text.append(target_next(text))
+            if not cut:
+                return text[len(prompt) :], calls
+            new = text if whole else text[len(prompt) :]
+            return new[: n_tokens + whole * len(prompt)], calls
+
+        return decode
+
+    def speculate(target_next, draft_next, prompt, draft_length, n_tokens):
+        return variant()(target_next, draft_next, prompt, draft_length, n_tokens)
+
+    likes, other = _next_token((2, 0, 3, 1, 4)), _next_token((2, 0, 3, 4, 1))
+    never = _next_token((3, 1, 4, 2, 0))
+    cases = [
+        (likes, other, [0], 3, 8),
+        (likes, likes, [0, 1], 3, 9),
+        (likes, never, [1], 2, 4),
+        (likes, other, [4, 2], 1, 7),
+        (other, likes, [3], 5, 1),
+        (likes, likes, [2], 4, 7),
+    ]
+    mistakes = [
+        (variant(bonus=False), "Where all guesses were kept, the call has one more token to give."),
+        (
+            variant(bonus=False, forgetful=True),
+            "The drafter goes on from the text as it stands now, not from the prompt; and a call "
+            "that keeps all guesses brings one more token.",
+        ),
+        (variant(correct=False), "A guess that is turned down is replaced by the target's token."),
+        (variant(cut=False), "The last call may bring more than was asked for: cut it off."),
+        (variant(whole=True), "Give the new tokens alone, without the prompt."),
+        (variant(forgetful=True), "The drafter goes on from the text as it stands now."),
+        (
+            variant(calls_per_token=True),
+            "One call looks at all guesses at once: count once per block.",
+        ),
+        (variant(go_on=True), "Behind a guess that was turned down the others mean nothing: stop."),
+    ]
+    results = ("new tokens", "number of target calls")
+    return judge(
+        Exercise("exercise 1", "speculate", speculate, cases, mistakes, results=results),
+        function,
+        strict,
+    )
+
+
+def _next_token(shift: Sequence[int]) -> Function:
+    """A toy model: from a text to its next token, which depends on the last two."""
+    asked = 0
+
+    def next_token(text: Sequence[int]) -> int:
+        nonlocal asked
+        asked += 1
+        if asked > 20_000:
+            raise RuntimeError("the model was asked 20,000 times: does the loop ever end")
+        last, before = text[-1], text[-2] if len(text) > 1 else 0
+        return (shift[last] + before * (before > 2)) % len(shift)
+
+    return next_token
+
+
+# ------------------------------------------------------------------------------------- 01
 
 
 def accept_prob(function: Function, strict: bool = False) -> Function:
     """Exercise 1: the probability of keeping a drafted token, min(1, target / draft)."""
+
+    def reference(target_prob, draft_prob):
+        return min(1.0, target_prob / draft_prob)
+
     cases = [(0.2, 0.8), (0.8, 0.2), (0.5, 0.5), (0.0, 0.3), (1.0, 0.25), (0.3, 0.4), (0.06, 0.9)]
+    turned = "You divide draft by target: what the target likes best would be turned down."
     mistakes = [
         (lambda target, draft: target / draft, "A probability is never above 1."),
-        (
-            lambda target, draft: min(1.0, draft / target) if target else 1.0,
-            "You divide draft by target: a token that the target likes more than the drafter "
-            "would then be turned down.",
-        ),
+        (lambda target, draft: draft / target, turned),
+        (lambda target, draft: min(1.0, draft / target), turned),
+        (lambda target, draft: min(1.0, draft / target) if target else 1.0, turned),
         (lambda target, draft: min(target, draft), "This is not yet divided by the draft's own."),
+        (
+            lambda target, draft: max(1.0, target / draft),
+            "`max` gives the larger one: no probability is above 1, so take `min`.",
+        ),
+        (
+            lambda target, draft: target,
+            "The drafter has said the word already: what counts is how often, against the target.",
+        ),
+        (
+            lambda target, draft: 1 - target / draft,
+            "This is the probability of turning it down, where it is one.",
+        ),
+        (
+            lambda target, draft: max(0.0, 1 - target / draft),
+            "This is the probability of turning it down.",
+        ),
+        (
+            lambda target, draft: float(target >= draft),
+            "A word that comes too often is to be kept sometimes, not never.",
+        ),
     ]
-    return _check("exercise 1", function, _accept_prob, cases, mistakes, strict)
+    return judge(
+        Exercise("exercise 1", "accept_prob", reference, cases, mistakes), function, strict
+    )
 
 
 def residual(function: Function, strict: bool = False) -> Function:
-    """Exercise 2: the law of the token after a rejection, norm(max(0, target - draft))."""
+    """Exercise 2: the distribution after a rejection, norm(max(0, target - draft))."""
+
+    def reference(target_probs, draft_probs):
+        return sampling.residual(target_probs, draft_probs)
+
     rows = [
         ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]),
         ([0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]),
@@ -43,12 +210,14 @@ def residual(function: Function, strict: bool = False) -> Function:
         ([0.0, 0.6, 0.4], [0.9, 0.05, 0.05]),
         ([0.25, 0.25, 0.5], [0.3, 0.3, 0.4]),
     ]
-    cases = [tuple(torch.tensor(row, dtype=torch.float64) for row in case) for case in rows]
+    cases = [(_row(target), _row(draft)) for target, draft in rows]
+    clamp = "Where the drafter's bar is the higher one nothing is missing: no entry is below 0."
     mistakes = [
         (
             lambda target, draft: (target - draft).clamp_min(0),
-            "The entries are right, but a law sums to 1: divide by their sum.",
+            "The entries are right, but a distribution sums to 1: divide by their sum.",
         ),
+        (lambda target, draft: target - draft, clamp),
         (
             lambda target, draft: (target - draft).abs() / (target - draft).abs().sum(),
             "Tokens that the drafter likes more than the target must get 0, not the difference.",
@@ -57,13 +226,48 @@ def residual(function: Function, strict: bool = False) -> Function:
             lambda target, draft: sampling.residual(draft, target),
             "Target and draft are exchanged: what is left is what the drafter gave too little.",
         ),
-        (lambda target, draft: target, "The target's own law counts the accepted part twice."),
+        (
+            lambda target, draft: (draft - target).clamp_min(0),
+            "Target and draft are exchanged, and a distribution sums to 1.",
+        ),
+        (
+            lambda target, draft: target,
+            "The target's own distribution counts the kept guesses twice.",
+        ),
+        (
+            lambda target, draft: (target - draft).softmax(-1),
+            "A softmax gives every word something; divide by the sum.",
+        ),
+        (
+            lambda target, draft: (target - draft).clamp_min(0).softmax(-1),
+            "A softmax gives every word something; divide by the sum.",
+        ),
+        (
+            lambda target, draft: torch.minimum(target, draft) / torch.minimum(target, draft).sum(),
+            "This is what is kept; a correction fills what is still missing.",
+        ),
     ]
-    return _check("exercise 2", function, sampling.residual, cases, mistakes, strict)
+    signs = [
+        (
+            lambda got, target, draft: bool(((got < 0) | ~got.isfinite() | (got > 1.001)).any()),
+            f"{clamp} Clamp before you divide: the plain differences sum to 0.",
+        ),
+        (
+            lambda got, target, draft: abs(float(got.sum()) - 1) > 1e-3,
+            "A distribution sums to 1.",
+        ),
+    ]
+    return judge(
+        Exercise("exercise 2", "residual", reference, cases, mistakes, signs), function, strict
+    )
 
 
 def expected_tokens(function: Function, strict: bool = False) -> Function:
     """Exercise 3: expected tokens per target call, 1 + a + a^2 + ... + a^draft_length."""
+
+    def reference(acceptance_rate, draft_length):
+        return theory.expected_tokens(acceptance_rate, draft_length)
+
     cases = [(0.8, 5), (0.5, 1), (0.0, 4), (0.9, 10), (0.3, 3), (1.0, 5)]
     mistakes = [
         (
@@ -78,12 +282,50 @@ def expected_tokens(function: Function, strict: bool = False) -> Function:
             lambda rate, length: 1 + rate * length,
             "A token counts only if all those before it were accepted, too: powers, not multiples.",
         ),
+        (
+            lambda rate, length: rate * length,
+            "A token counts only if all before it were kept, and the target adds one of its own.",
+        ),
+        (
+            lambda rate, length: (1 - rate ** (length + 1)) / (1 - rate),
+            "The closed fraction is right but at rate 1, where it divides by 0: sum the powers.",
+        ),
+        (
+            lambda rate, length: (1 - rate**length) / (1 - rate),
+            "One power is missing, and at rate 1 the closed fraction divides by 0.",
+        ),
+        (
+            lambda rate, length: rate**length,
+            "This is the probability that the whole draft is kept.",
+        ),
+        (
+            lambda rate, length: sum(k * rate**k * (1 - rate) for k in range(length + 1)),
+            "These are kept guesses alone, and a draft that is kept whole is left out.",
+        ),
+        (
+            lambda rate, length: sum((k + 1) * rate**k * (1 - rate) for k in range(length + 1)),
+            "A draft that is kept whole is not turned down anywhere: its factor is not 1 - a.",
+        ),
     ]
-    return _check("exercise 3", function, theory.expected_tokens, cases, mistakes, strict)
+    return judge(
+        Exercise("exercise 3", "expected_tokens", reference, cases, mistakes), function, strict
+    )
+
+
+def verify_step(function: Function, strict: bool = False) -> Function:
+    """Exercise 4: the verify step of a chain, judged by `exact.law` (see `judged_rule`)."""
+    return judge_verify_step("exercise 4", function, strict)
+
+
+# ------------------------------------------------------------------------------------- 02
 
 
 def mbsu(function: Function, strict: bool = False) -> Function:
-    """Exercise of notebook 02: memory-bound speed-up, tau / (1 + c * draft forwards)."""
+    """Exercise 1 of notebook 02: memory-bound speed-up, tau / (1 + c * draft forwards)."""
+
+    def reference(block_efficiency, draft_forwards, parameter_ratio):
+        return theory.mbsu(block_efficiency, draft_forwards, parameter_ratio)
+
     cases = [(2.56, 5, 0.0164), (1.0, 5, 0.05), (3.0, 0, 0.1), (4.0, 3, 1.0), (2.2, 4, 0.01)]
     mistakes = [
         (
@@ -98,19 +340,135 @@ def mbsu(function: Function, strict: bool = False) -> Function:
             lambda tokens, forwards, ratio: ratio * tokens / (1 + ratio * forwards),
             "The ratio belongs to the cost below the fraction bar only.",
         ),
+        (
+            lambda tokens, forwards, ratio: tokens / (1 + forwards),
+            "A draft forward costs less than a target pass: the parameter ratio is its price.",
+        ),
+        (
+            lambda tokens, forwards, ratio: tokens / (1 + forwards / ratio),
+            "A draft forward costs ratio, not 1 / ratio.",
+        ),
+        (
+            lambda tokens, forwards, ratio: (1 + ratio * forwards) / tokens,
+            "This is the cost of one token; the speed-up is plain decoding's cost, 1, over it.",
+        ),
+        (
+            lambda tokens, forwards, ratio: tokens / ((1 + ratio) * forwards),
+            "The target runs once in a block, the drafter several times.",
+        ),
+        (
+            lambda tokens, forwards, ratio: tokens * (1 + ratio * forwards),
+            "Drafting costs: divide by what a block costs.",
+        ),
+        (lambda tokens, forwards, ratio: tokens, "What drafting costs is not in it yet."),
+        (
+            lambda tokens, forwards, ratio: tokens - ratio * forwards,
+            "A cost is divided by, not taken away: how many tokens for how many passes?",
+        ),
     ]
-    return _check("exercise 1", function, theory.mbsu, cases, mistakes, strict)
+    return judge(Exercise("exercise 1", "mbsu", reference, cases, mistakes), function, strict)
+
+
+def expected_calls(function: Function, strict: bool = False) -> Function:
+    """Exercise 2 of notebook 02: how many target calls a text takes, from each token's chance."""
+
+    def variant(
+        own: int = 1, clip: bool = True, whole: bool = True, late: bool = False
+    ) -> Function:
+        def calls(accept, draft_length):
+            n = len(accept)
+            left = [0.0] * (n + draft_length + 2)  # calls that the text from here on takes
+            for i in range(n - 1, -1, -1):
+                kept, found = 1.0, 1.0
+                longest = min(draft_length, n - i - 1)
+                for k in range(longest):
+                    chance = accept[min(i + k + late, n - 1)]
+                    found += kept * (1 - chance) * left[i + k + 1]
+                    kept *= chance
+                left[i] = found + (kept * left[i + longest + 1] if whole else 0.0)
+            return left[0]
+
+        return calls
+
+    def reference(accept, draft_length):
+        return variant()(accept, draft_length)
+
+    cases = [
+        ([0.5], 5),
+        ([0.9, 0.2], 1),
+        ([1.0] * 6, 2),
+        ([0.0] * 5, 3),
+        ([0.9, 0.9, 0.1, 0.9, 0.5, 0.8, 0.0, 1.0], 3),
+        ([0.7] * 12, 5),
+        ([0.25, 0.75, 0.5, 1.0], 8),
+    ]
+
+    def at_the_mean(accept, draft_length):
+        mean = sum(accept) / len(accept)
+        return len(accept) / sum(mean**power for power in range(draft_length + 1))
+
+    mistakes = [
+        (
+            variant(whole=False),
+            "A draft that is kept whole goes on, too: that case is missing from the sum.",
+        ),
+        (
+            variant(late=True),
+            "The first guess of a block stands where the next token will: its chance is accept[i].",
+        ),
+        (
+            at_the_mean,
+            "With one mean for all tokens it does not matter where the hard ones stand; go through "
+            "the text.",
+        ),
+        (lambda accept, length: sum(1 - a for a in accept), "This counts the rejections alone."),
+        (lambda accept, length: 1 + sum(1 - a for a in accept),
+         "A call also ends where its draft does, and not only where a guess is turned down."),
+        (lambda accept, length: len(accept), "Without any drafts it is one call a token."),
+        (
+            lambda accept, length: len(accept) / (length + 1),
+            "This would be so if every guess were kept.",
+        ),
+        (
+            lambda accept, length: math.ceil(len(accept) / (length + 1)),
+            "This would be so if every guess were kept.",
+        ),
+        (
+            lambda accept, length: variant()(accept, length) - 1,
+            "The first call counts, too.",
+        ),
+        (
+            lambda accept, length: len(accept) / variant()(accept, length),
+            "This is tokens per call; give the number of calls.",
+        ),
+    ]  # fmt: skip
+    signs: list[tuple[Callable[..., bool], str]] = [
+        (lambda got, accept, length: got < 1, "No text comes without a call."),
+        (
+            lambda got, accept, length: got > len(accept),
+            "More calls than tokens: every call brings one at least.",
+        ),
+    ]
+    return judge(
+        Exercise("exercise 2", "expected_calls", reference, cases, mistakes, signs),
+        function,
+        strict,
+    )
+
+
+# ------------------------------------------------------------------------------------- 03
 
 
 def entropy_bound(function: Function, strict: bool = False) -> Function:
     """Exercise 1 of notebook 03: AdaEDL's score, 1 - sqrt(entropy_factor * entropy)."""
     rows = [[0.5, 0.25, 0.25], [1.0, 0.0], [0.25] * 4, [0.9, 0.05, 0.05], [0.01] * 100]
-    cases = [
-        (torch.tensor(row, dtype=torch.float64), factor) for row in rows for factor in (0.2, 0.5)
-    ]
+    cases = [(_row(row), factor) for row in rows for factor in (0.2, 0.5)]
 
     def entropy(probs: Tensor) -> float:
         return float(torch.special.entr(probs).sum())
+
+    def reference(probs, entropy_factor):
+        return stopping.entropy_bound(entropy(probs), entropy_factor)
 
     mistakes = [
         (
@@ -123,18 +481,48 @@ def entropy_bound(function: Function, strict: bool = False) -> Function:
         ),
         (
             lambda probs, factor: math.sqrt(factor * entropy(probs)),
-            "This estimates the distance of the laws; acceptance is 1 minus it.",
+            "This estimates the distance of the distributions; acceptance is 1 minus it.",
         ),
         (
             lambda probs, factor: float(1 - (factor * -(probs * probs.log()).sum()).sqrt()),
-            "A token of probability 0 adds nothing to the entropy, but 0 * log 0 is not a number.",
+            "Not a number where a token is certain: 0 * log 0 has no value, and a tiny number "
+            "added inside the logarithm makes the entropy negative. Leave the zeros out.",
+        ),
+        (
+            lambda probs, factor: max(0.0, 1 - math.sqrt(factor * entropy(probs))),
+            "The score may fall below 0: it is held against a threshold, so do not clamp it.",
+        ),
+        (
+            lambda probs, factor: 1 - factor * math.sqrt(entropy(probs)),
+            "The factor stands under the root.",
+        ),
+        (
+            lambda probs, factor: 1 + math.sqrt(factor * entropy(probs)),
+            "Acceptance is 1 minus the distance.",
+        ),
+        (
+            lambda probs, factor: (
+                float("nan") if entropy(probs) > 0 else 1 - math.sqrt(factor * entropy(probs))
+            ),
+            "The entropy is minus the sum of p log p: without the minus the root has no value.",
+        ),
+        (lambda probs, factor: entropy(probs), "This is the entropy alone."),
+        (
+            lambda probs, factor: 1 - math.sqrt(entropy(probs)),
+            "The entropy factor is missing under the root.",
         ),
     ]
-
-    def reference(probs: Tensor, factor: float) -> float:
-        return stopping.entropy_bound(entropy(probs), factor)
-
-    return _check("exercise 1", function, reference, cases, mistakes, strict)
+    signs = [
+        (
+            lambda got, probs, factor: math.isnan(float(got)),
+            "The root of a negative number, or 0 * log 0, is not a number.",
+        )
+    ]
+    return judge(
+        Exercise("exercise 1", "entropy_bound", reference, cases, mistakes, signs),
+        function,
+        strict,
+    )
 
 
 def threshold_update(function: Function, strict: bool = False) -> Function:
@@ -150,15 +538,20 @@ def threshold_update(function: Function, strict: bool = False) -> Function:
         state = stopping.AdaEDL(threshold).start()
         state.acceptance = acceptance
         state.update(drafted, accepted, draft_length)
-        return torch.tensor(state.state, dtype=torch.float64)
+        return state.threshold, state.acceptance
 
-    def variant(beta1=0.5, beta2=0.9, sign=1.0):
+    def variant(
+        beta1: float = 0.5, beta2: float = 0.9, sign: float = 1.0, old: bool = False, full: int = 1,
+        of_length: bool = False,
+    ) -> Function:  # fmt: skip
         def update(threshold, acceptance, drafted, accepted, draft_length):
-            acceptance = beta1 * acceptance + (1 - beta1) * accepted / drafted
-            step = 0.01 if acceptance < 0.9 else -0.01 if accepted != draft_length else 0.0
+            rate = accepted / (draft_length if of_length else drafted)
+            new = beta1 * acceptance + (1 - beta1) * rate
+            held = acceptance if old else new
+            down = accepted != draft_length if full else True
+            step = 0.01 if held < 0.9 else -0.01 if down else 0.0
             moved = threshold + sign * step
-            threshold = beta2 * threshold + (1 - beta2) * moved
-            return torch.tensor([threshold, acceptance], dtype=torch.float64)
+            return beta2 * threshold + (1 - beta2) * moved, new
 
         return update
 
@@ -166,21 +559,49 @@ def threshold_update(function: Function, strict: bool = False) -> Function:
         (variant(sign=-1.0), "Too little accepted means stop earlier: the threshold goes up."),
         (variant(beta2=0.0), "The threshold moves by a tenth of the step only (beta2 = 0.9)."),
         (variant(beta1=0.0), "Acceptance is a running mean (beta1 = 0.5), not the last block's."),
+        (variant(beta1=1.0), "The block's own acceptance is to enter the running mean."),
+        (variant(old=True), "Compare the new running acceptance with alpha, not the old one."),
+        (
+            variant(full=0),
+            "A draft that was as long as it may be and was kept whole leaves the threshold alone.",
+        ),
+        (
+            variant(of_length=True),
+            "The block's acceptance is accepted / drafted; it may have stopped before its length.",
+        ),
+        (variant(beta2=0.1), "The betas weigh the old value: nine tenths of the threshold stay."),
+        (
+            lambda threshold, acceptance, drafted, accepted, length: (
+                threshold,
+                0.5 * acceptance + 0.5 * accepted / drafted,
+            ),
+            "The acceptance is right; the threshold has not moved.",
+        ),
     ]
-    return _check("exercise 2", function, reference, cases, mistakes, strict)
+    results = ("threshold", "acceptance")
+    return judge(
+        Exercise("exercise 2", "threshold_update", reference, cases, mistakes, results=results),
+        function,
+        strict,
+    )
+
+
+# ------------------------------------------------------------------------------------- 04
 
 
 def gumbel_top_k(function: Function, strict: bool = False) -> Function:
     """Exercise 1 of notebook 04: k distinct tokens in draw order from given Gumbel numbers."""
     noise = sampling.Draws(0).gumbel((5, 6))
-    laws = torch.rand(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) ** 3
+    rows = torch.rand(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) ** 3
     cases = [
-        (law / law.sum(), row, k) for law, row, k in zip(laws, noise, (1, 2, 3, 6, 2), strict=True)
+        (row / row.sum(), gumbel, k)
+        for row, gumbel, k in zip(rows, noise, (1, 2, 3, 6, 2), strict=True)
     ]
 
     def reference(probs, gumbel, k):
         return (probs.log() + gumbel).topk(k).indices
 
+    order = "The right tokens, but their order counts: the verifier goes through them as drawn."
     mistakes = [
         (
             lambda probs, gumbel, k: (probs + gumbel).topk(k).indices,
@@ -190,129 +611,121 @@ def gumbel_top_k(function: Function, strict: bool = False) -> Function:
             lambda probs, gumbel, k: probs.topk(k).indices,
             "These are the k likeliest tokens; nothing is drawn.",
         ),
-        (
-            lambda probs, gumbel, k: (probs.log() + gumbel).topk(k).indices.sort().values,
-            "The right tokens, but their order counts: the verifier goes through them as drawn.",
-        ),
+        (lambda probs, gumbel, k: (probs.log() + gumbel).topk(k).indices.sort().values, order),
+        (lambda probs, gumbel, k: (probs.log() + gumbel).topk(k).indices.flip(0), order),
         (
             lambda probs, gumbel, k: (probs.log() - gumbel).topk(k).indices,
             "The noise is added, not taken away.",
         ),
+        (
+            lambda probs, gumbel, k: (probs.log() + gumbel).topk(k, largest=False).indices,
+            "The largest sums win; `argsort` and `largest=False` begin with the smallest.",
+        ),
+        (
+            lambda probs, gumbel, k: (probs.log() + gumbel).topk(k).values,
+            "These are the sums; give the token ids.",
+        ),
+        (
+            lambda probs, gumbel, k: gumbel.topk(k).indices,
+            "The probabilities do not enter: every token would be as likely as any other.",
+        ),
+        (
+            lambda probs, gumbel, k: (probs * gumbel).topk(k).indices,
+            "The noise is added to the logarithms of the probabilities.",
+        ),
+        (
+            lambda probs, gumbel, k: (probs.log() * gumbel).topk(k).indices,
+            "The noise is added, not multiplied.",
+        ),
     ]
-    return _check("exercise 1", function, reference, cases, mistakes, strict)
+    return judge(
+        Exercise("exercise 1", "gumbel_top_k", reference, cases, mistakes), function, strict
+    )
 
 
 def rejection_step(function: Function, strict: bool = False) -> Function:
-    """Exercise 2 of notebook 04: what is left of target and draft law after a rejection."""
+    """Exercise 2 of notebook 04: the target's and the drafter's distribution after a rejection."""
     rows = [
         ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5], 2),
         ([0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], 0),
         ([0.0, 0.6, 0.4], [0.9, 0.05, 0.05], 0),
         ([0.25, 0.25, 0.5], [0.3, 0.3, 0.4], 1),
     ]
-    cases = [
-        (torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64), token)
-        for a, b, token in rows
-    ]
+    cases = [(_row(target), _row(draft), token) for target, draft, token in rows]
 
-    def without(draft, token):
+    def without(draft: Tensor, token: int) -> Tensor:
         left = draft.clone()
         left[token] = 0.0
         return left
 
+    def scaled(row: Tensor) -> Tensor:
+        return row / row.sum()
+
     def reference(target, draft, token):
-        left = without(draft, token)
-        return torch.stack([sampling.residual(target, draft), left / left.sum()])
+        return sampling.residual(target, draft), scaled(without(draft, token))
 
     mistakes = [
         (
-            lambda t, d, x: torch.stack([sampling.residual(t, d), without(d, x)]),
-            "The draft law must sum to 1 again after the token is taken out.",
+            lambda t, d, x: (sampling.residual(t, d), without(d, x)),
+            "The drafter's distribution must sum to 1 again after the token is taken out.",
         ),
         (
-            lambda t, d, x: torch.stack([sampling.residual(t, d), d]),
-            "The rejected token cannot be drawn a second time: take it out of the draft law.",
+            lambda t, d, x: (sampling.residual(t, d), d),
+            "The rejected token cannot be drawn a second time: take it out of the drafter's row.",
         ),
         (
-            lambda t, d, x: torch.stack(
-                [sampling.residual(t, without(d, x)), reference(t, d, x)[1]]
-            ),
-            "The residual is taken against the law that the token was drawn from.",
+            lambda t, d, x: (sampling.residual(t, without(d, x)), reference(t, d, x)[1]),
+            "The residual is taken against the distribution that the token was drawn from.",
         ),
         (
-            lambda t, d, x: torch.stack([t, reference(t, d, x)[1]]),
-            "The target's law must become the residual.",
+            lambda t, d, x: (sampling.residual(t, reference(t, d, x)[1]), reference(t, d, x)[1]),
+            "The residual is taken against the distribution that the token was drawn from.",
+        ),
+        (
+            lambda t, d, x: (t, reference(t, d, x)[1]),
+            "The target's distribution must become the residual.",
+        ),
+        (
+            lambda t, d, x: (scaled(without(t, x)), reference(t, d, x)[1]),
+            "The target may still say the rejected token at another place; take the residual.",
+        ),
+        (
+            lambda t, d, x: ((t - d).clamp_min(0), reference(t, d, x)[1]),
+            "The residual must sum to 1.",
+        ),
+        (
+            lambda t, d, x: ((t - d).clamp_min(0), without(d, x)),
+            "Both results must sum to 1.",
+        ),
+        (
+            lambda t, d, x: (sampling.residual(d, t), reference(t, d, x)[1]),
+            "Target and draft are exchanged in the residual.",
+        ),
+        (
+            lambda t, d, x: (t - d, reference(t, d, x)[1]),
+            "No entry of the residual is below 0, and it sums to 1.",
         ),
     ]
-    return _check("exercise 2", function, reference, cases, mistakes, strict)
+    results = ("target's distribution", "drafter's distribution")
+    return judge(
+        Exercise("exercise 2", "rejection_step", reference, cases, mistakes, results=results),
+        function,
+        strict,
+    )
 
 
-def _accept_prob(target_prob: float, draft_prob: float) -> float:
-    return min(1.0, target_prob / draft_prob)
+# ------------------------------------------------------------------------------------- 07
 
 
-def _check(
-    name: str,
-    function: Function,
-    reference: Function,
-    cases: Sequence[tuple],
-    mistakes: Sequence[Mistake],
-    strict: bool,
-) -> Function:
-    problem = _first_problem(function, reference, cases, mistakes)
-    if problem is None:
-        print(f"{name}: {len(cases)} of {len(cases)} cases right")
-        return function
-    if strict:
-        raise AssertionError(f"{name}: {problem}")
-    print(f"{name}: {problem}\nThe notebook goes on with the reference.")
-    return reference
+def bold_draw(function: Function, strict: bool = False) -> Function:
+    """Exercise 1 of notebook 07: a token drawn from the squares, and what to declare for it."""
+    return judge_bold_draw("exercise 1", function, strict)
 
 
-def _first_problem(function, reference, cases, mistakes) -> str | None:
-    for case in cases:
-        expected = reference(*case)
-        try:
-            got = function(*case)
-        except NotImplementedError:
-            return "not written yet."
-        except Exception as error:  # whatever a beginner's code raises is an answer to explain
-            return f"for {_words(case)} it stops with {type(error).__name__}: {error}"
-        if not _equal(got, expected):
-            said = f"for {_words(case)} expected {_word(expected)}, got {_word(got)}."
-            why = [text for wrong, text in mistakes if _same_mistake(wrong, case, got)]
-            return " ".join([said, *why[:1]])
-    return None
+def next_probs(function: Function, strict: bool = False) -> Function:
+    """Exercise 2 of notebook 07: a distribution from the text that beats counts of pairs."""
+    return judge_next_probs("exercise 2", function, strict)
 
 
-def _same_mistake(wrong: Function, case: tuple, got: Any) -> bool:
-    try:
-        return _equal(got, wrong(*case))
-    except ZeroDivisionError:
-        return False
-
-
-def _equal(got: Any, expected: Any) -> bool:
-    try:
-        if isinstance(expected, Tensor):
-            if isinstance(got, (tuple, list)) and got and isinstance(got[0], Tensor):
-                got = torch.stack([torch.as_tensor(part) for part in got])
-            got = torch.as_tensor(got, dtype=expected.dtype)
-            return got.shape == expected.shape and torch.allclose(got, expected, atol=1e-9)
-        got, expected = float(got), float(expected)
-        if math.isnan(expected):  # the same wrong answer; no right one is not a number
-            return math.isnan(got)
-        return math.isclose(got, expected, rel_tol=1e-9, abs_tol=1e-12)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-
-
-def _words(case: tuple) -> str:
-    return " and ".join(_word(value) for value in case)
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, Tensor):
-        numbers = ", ".join(f"{number:.3g}" for number in value.flatten().tolist())
-        return f"[{numbers}] (shape {tuple(value.shape)})"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _row(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

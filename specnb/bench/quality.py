@@ -177,16 +177,20 @@ def word_classes(runs, items) -> dict[str, list[bool]]:
 
 def classed(run: sn.Record, item: Example) -> list[tuple[TokenRow, str]]:
     """The emitted tokens where a draft was examined, each with the class of its word."""
-    found = []
-    earlier = set(item.prompt.lower().replace("?", " ").replace(".", " ").split())
     examined = {(r.block, r.depth) for r in run.tokens if r.verdict in ("accepted", "rejected")}
+    rows = zip(run.emitted, classes_along(run, item), strict=True)
+    return [(row, name) for row, name in rows if (row.block, row.depth) in examined]
+
+
+def classes_along(run: sn.Record, item: Example) -> list[str]:
+    """The class of the word at every token of a text, also where no draft was examined."""
+    earlier = set(item.prompt.lower().replace("?", " ").replace(".", " ").split())
+    found = []
     for row in run.emitted:
         word = row.text.strip().lower()
-        if (row.block, row.depth) in examined:
-            name = "function"
-            if attribute_of(word):
-                name = "named" if word in earlier else "seen"
-            found.append((row, name))
+        found.append("function")
+        if attribute_of(word):
+            found[-1] = "named" if word in earlier else "seen"
         earlier.add(word)
     return found
 

@@ -29,12 +29,14 @@ def distributions(
     *,
     left: Sequence[float] | Tensor | None = None,
     token: int | None = None,
-    title: str = "Target, draft, and what is left for a correction",
+    with_residual: bool = True,
+    title: str = "",
 ) -> Picture:
     """Three bars for each of the `top` likeliest tokens, `token` marked and always among them.
 
     Tokens of probability 0 in every distribution are left out. `left` is the residual, by default
-    that of the two; without `draft_probs` only the target is drawn. `names` gives a token id its
+    that of the two; `with_residual=False` leaves it out, and without `draft_probs` only the target
+    is drawn. `names` gives a token id its
     text. ValueError for rows of different lengths, and for a `token` that they do not have.
     """
     given = {"target": target_probs, "draft": draft_probs, "residual": left}
@@ -42,8 +44,12 @@ def distributions(
     shapes = [[*row.shape] for row in rows.values()]
     if len(shapes[0]) != 1 or any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"distributions of shape {shapes}: give rows of one length")
-    if draft_probs is not None and left is None:
+    if draft_probs is not None and left is None and with_residual:
         rows["residual"] = residual(rows["target"], rows["draft"])
+    if not title:
+        title = "Target, draft, and what is left for a correction"
+        if "residual" not in rows:
+            title = "Target and draft" if "draft" in rows else "Target"
     if token is not None and not 0 <= token < shapes[0][0]:
         raise ValueError(f"token={token}: give an id from 0 to {shapes[0][0] - 1}")
     likeliest = torch.stack(list(rows.values())).amax(0)

@@ -152,11 +152,15 @@ def _bins(points: Sequence[tuple[float, float]], bins: int) -> list[list[tuple[f
 
 
 def block_efficiency_curve(
-    draft_lengths: Sequence[int], measured: Sequence[float], acceptance_rate: float | None = None
+    draft_lengths: Sequence[int],
+    measured: Sequence[float],
+    acceptance_rate: float | None = None,
+    spans: Sequence[tuple[float, float]] | None = None,
 ) -> go.Figure:
     """Measured block efficiency by draft length, beside (1 - a^(g+1)) / (1 - a).
 
     Without `acceptance_rate`, a is the one that fits the measured points best (least squares).
+    `spans` are the ends (low, high) of an interval for each point.
     """
     lengths, values = list(draft_lengths), list(measured)
     if not lengths or len(lengths) != len(values):
@@ -173,7 +177,13 @@ def block_efficiency_curve(
 
         rate = min((step / 1000 for step in range(1001)), key=error)
     figure = figure_of("Block efficiency by draft length", "draft length", "tokens per target call")
-    figure.add_scatter(x=lengths, y=values, **line_of(0, "measured"))
+    points = line_of(0, "measured")
+    if spans is not None:
+        points["error_y"] = {
+            "array": [high - y for (_, high), y in zip(spans, values, strict=True)],
+            "arrayminus": [y - low for (low, _), y in zip(spans, values, strict=True)],
+        }
+    figure.add_scatter(x=lengths, y=values, **points)
     steps = list(range(max(lengths) + 1))
     figure.add_scatter(
         x=steps,
@@ -235,8 +245,9 @@ def measured(table: Any, x: str, y: str, by: str, title: str) -> go.Figure:
 def token_classes(table: Any) -> go.Figure:
     """Acceptance rate of function words against seen words, per task, in bars side by side.
 
-    `table` is a DataFrame or a list of dicts with `task`, `token_class` and `acceptance_rate`,
-    and where known the ends `low` and `high` of an interval.
+    `table` is a DataFrame or a list of dicts with `task`, `token_class` and `acceptance_rate`, and
+    where known the ends `low` and `high` of an interval and the number `examined`, which then
+    stands in the bar.
     """
     rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
     figure = figure_of("Which words the drafter gets right", "task", "acceptance rate")
@@ -248,6 +259,14 @@ def token_classes(table: Any) -> go.Figure:
             bars["error_y"] = {
                 "array": [row["high"] - rate for row, rate in zip(mine, rates, strict=True)],
                 "arrayminus": [rate - row["low"] for row, rate in zip(mine, rates, strict=True)],
+            }
+        if all("examined" in row for row in mine):
+            bars |= {
+                "text": [f"n = {row['examined']}" for row in mine],
+                "textposition": "inside",
+                "insidetextanchor": "start",
+                "textangle": -90,
+                "textfont": {"size": 14, "color": "#000000"},
             }
         figure.add_bar(x=[row["task"] for row in mine], y=rates, **bars)
     figure.update_yaxes(range=[0, 1.05])
