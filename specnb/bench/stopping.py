@@ -1,143 +1,427 @@
-"""When should a drafter stop? Fixed lengths against MaxConfidence and AdaEDL, in real time.
+"""When should a drafter stop? Fixed lengths against rules, and against what a rule could know.
 
-Thresholds and the best fixed length are chosen on one half of the prompts; every figure is of the
-other half.
+Texts of the target are followed once (`specnb.measure.follow`), and every rule is replayed on them:
+its length and threshold are chosen together on one half of the prompts, by the very figure that is
+then reported of the other half. A fixed length is a member of every rule's family, the threshold
+that never stops. What a draft step and a row of a target call cost is given, not measured here;
+with `--seconds` the chosen methods also decode, in turns, and are timed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 import specnb as sn
 from specnb.bench import KEPT
-from specnb.measure import RowCache, best_of, geometric_ratio, in_turns, pooled
+from specnb.bench.trees import REAL, STORIES
+from specnb.measure import (
+    KnownAcceptance,
+    Oracle,
+    Row,
+    RowCache,
+    costed,
+    followed,
+    geometric_ratio,
+    in_turns,
+    pooled,
+    replay,
+    replayed_row,
+)
+from specnb.measure.rollouts import Rule, Stored, Text, scores_of
 from specnb.models import calibration, settings
 from specnb.scenes import TASKS, examples
 
 TEMPERATURES = (0.0, 0.7, 1.0, 1.3)
+DECODED = (0.0, 1.0)  # temperatures at which the chosen methods also decode
 SEEDS = (0, 1000)  # of a prompt where tokens are drawn
-LENGTHS = (3, 7, 16)
-STATICS = range(1, 17)
-GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-RULES = {"MaxConfidence": sn.MaxConfidence, "AdaEDL": sn.AdaEDL}
-COSTS = ("tokens_per_second", "tokens_per_step")  # measured; with dear drafts
-BARS = {"static 16": 1.10, "static 7": 1.05, "best static": 1.0}
+LENGTHS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+STATICS = tuple(range(1, 17))
+NEVER = -math.inf
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, NEVER)
+NATS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, math.inf)
+COSTS = (0.02, 0.07, 0.1, 1 / 7, 0.3, 0.5)  # of a draft step, in target forwards
+BASELINES = (3, 7, 16)
+FIXED, SHOWN = "fixed", "AdaEDL"
+UNKNOWABLE = ("known per token", "known product", "oracle")
 
 
-def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
+class Method(NamedTuple):
+    """A chain of at most so many tokens, with this rule."""
+
+    rule: Rule
+    length: int
+
+    def drafter(self) -> sn.Chain:
+        """The drafter; a threshold that never stops is no rule at all."""
+        never = math.isinf(getattr(self.rule, "threshold", None) or 0.0)
+        return sn.Chain(self.length, stop=sn.FixedLength() if never else self.rule)
+
+    def __str__(self) -> str:
+        if isinstance(self.rule, sn.FixedLength | Oracle):
+            return f"{self.length}"
+        if math.isinf(self.rule.threshold):
+            return f"{self.length}, never stops"
+        return f"{self.length}, {self.rule.threshold:g}"
+
+
+Cells = dict[tuple[str, float], list[Text]]  # by task and temperature
+Rows = dict[tuple[str, float], dict[Method, list[Row]]]
+
+
+def families() -> dict[str, list[Method]]:
+    """Every method that is tried, by its kind."""
+    rules: dict[str, Iterable[Rule]] = {
+        "MaxConfidence": map(sn.MaxConfidence, SHARES),
+        "AdaEDL": map(sn.AdaEDL, SHARES),
+        "SumEntropy": map(sn.SumEntropy, NATS),
+        "PathScore": map(sn.PathScore, SHARES),
+        "known per token": map(KnownAcceptance, SHARES),
+        "known product": (KnownAcceptance(share, whole=True) for share in SHARES),
+        "oracle": (Oracle(),),
+    }
+    found = {FIXED: [Method(sn.FixedLength(), length) for length in STATICS]}
+    for name, some in rules.items():
+        found[name] = [Method(rule, length) for rule in some for length in LENGTHS]
+    return found
+
+
+def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
     """All figures, on `n` prompts per task and half (20)."""
-    runs_as = calibration.choice(fresh=True)
+    runs_as = calibration.choice(fresh=True) if seconds else SimpleNamespace(
+        dtype="float32", threads=torch.get_num_threads()
+    )  # fmt: skip
     torch.set_num_threads(runs_as.threads)
     settings.set_dtype(runs_as.dtype)
-    pair = sn.load_pair(target, draft)
-    kept, n = RowCache(KEPT / "stopping.jsonl"), n or 20
-    items = {task: examples(task, 2 * n, 3) for task in TASKS}
-    tuning = {task: group[:n] for task, group in items.items()}
-    other = {task: group[n:] for task, group in items.items()}
-    chosen, cells = {}, []
-    for temperature in TEMPERATURES:
-        sampling = sn.Sampling(temperature)
-        more: dict[str, Any] = {"seeds": SEEDS if temperature else SEEDS[:1], "kept": kept}
-        statics = {f"static {length}": length for length in STATICS}
-        ruled = {(rule, t): f"{rule} {t}" for rule in RULES for t in GRID}
-        methods = {name: sn.Chain(length) for name, length in statics.items()}
-        methods |= {name: sn.Chain(16, stop=RULES[rule](t)) for (rule, t), name in ruled.items()}
-        found: dict[str, list] = {name: [] for name in methods}
-        for task, group in tuning.items():
-            label = f"tune {task} {temperature}"
-            tried = in_turns(pair, group, methods, sampling, label=label, **more)
-            for name, rows in tried.items():
-                found[name] += rows
+    n = n or 20
+    figures: dict[str, Any] = {"n": n, "pairs": {}}
+    figures["runs_as"] = f"{runs_as.dtype}, {runs_as.threads} thread(s)"
+    items: dict[str, Sequence] = {task: examples(task, 2 * n, 3) for task in TASKS}
+    pairs = [("embedded", sn.load_pair(target, draft), items)]
+    if REAL.is_dir():
+        real = sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"))
+        some = [SimpleNamespace(prompt=text, image=None) for text in STORIES[: max(4, 5 * n)]]
+        pairs.append(("stories", real, {"story": some}))
+    else:
+        figures["left_out"] = f"stories: {REAL.name} is missing, two small models trained elsewhere"
+    for name, pair, group in pairs:
+        figures["pairs"][name] = _pair(pair, group, name, seconds)
+    return figures
 
-        methods = {f"static {length}": sn.Chain(length) for length in LENGTHS}
-        for cost in COSTS:
-            picked: dict = {"best static": statics[best_of(found, statics, cost)]}
-            methods[_name("best static", cost)] = sn.Chain(picked["best static"])
-            for name, rule in RULES.items():
-                of_rule = {text: t for (one, t), text in ruled.items() if one == name}
-                picked[name] = of_rule[best_of(found, of_rule, cost)]
-                for length in LENGTHS:
-                    stop = rule(picked[name])
-                    methods[_name(f"{name} {length}", cost)] = sn.Chain(length, stop=stop)
-            chosen[_name(str(temperature), cost)] = picked
-        for task, group in other.items():
-            label = f"{task} {temperature}"
-            rows = in_turns(pair, group, methods, sampling, label=label, **more)
-            cells.append({"task": task, "temperature": temperature, "rows": rows})
-    how = f"{runs_as.dtype}, {runs_as.threads} thread{'s' if runs_as.threads > 1 else ''}"
+
+def _pair(pair: sn.Pair, items: Mapping[str, Sequence], label: str, seconds: bool) -> dict:
+    kept = RowCache(KEPT / "stopping_texts.jsonl", Stored)
+    halves: list[Cells] = [{}, {}]
+    for (task, group), temperature in itertools.product(items.items(), TEMPERATURES):
+        for half, some in zip(halves, (group[::2], group[1::2]), strict=True):
+            half[task, temperature] = followed(
+                pair,
+                some,
+                sn.Sampling(temperature),
+                seeds=SEEDS if temperature else SEEDS[:1],
+                kept=kept,
+                label=f"{label} {task} {temperature}",
+            )
+    tuning, other = (_replayed(half) for half in halves)
+    c = pair.parameter_ratio
+    figures: dict[str, Any] = {"c": c, "calibration": _calibration(halves), "costs": {}}
+    figures["knobs"] = _knobs(halves[1])
+    for name, cost in {"MBSU": (c, 0.0), "c 0.07, row 0.05": (0.07, 0.05)}.items():
+        found = {t: _by_rule(tuning, other, cost, (t,)) for t in TEMPERATURES}
+        found["all"] = _over_all(found, other, cost)
+        figures["costs"][name] = found
+    drawn = tuple(t for t in TEMPERATURES if t)
+    figures["regime"] = {cost: _regime(tuning, other, cost, drawn) for cost in COSTS}
+    figures["decoded"] = _decoded(pair, items, figures["costs"], seconds, label)
+    for found in figures["costs"].values():  # figures are plain values
+        for temperature in TEMPERATURES:
+            for row in found[temperature].values():
+                row["method"] = str(row["method"])
+    return figures
+
+
+def _replayed(cells: Cells) -> Rows:
+    methods = [method for some in families().values() for method in some]
     return {
-        "n": n,
-        "runs_as": how,
-        "chosen": chosen,
-        "cells": _figures(cells),
-        "ratios": {cost: _ratios(cells, cost) for cost in COSTS},
+        place: {
+            m: [replayed_row(text, replay(text, m.rule, m.length)) for text in texts]
+            for m in methods
+        }
+        for place, texts in cells.items()
     }
 
 
-def _name(name: str, cost: str) -> str:
-    """What was chosen by measured time has the plain name."""
-    return name if cost == COSTS[0] else f"{name}, dear drafts"
+# ------------------------------------------------------------------------------------- choice
 
 
-def _figures(cells) -> list[dict]:
-    lines = []
-    for cell in cells:
-        for name, rows in cell["rows"].items():
-            calls = sum(row.calls for row in rows)
-            lines.append(
-                {
-                    "task": cell["task"],
-                    "temperature": cell["temperature"],
-                    "method": name,
-                    "block_efficiency": pooled(rows, "block_efficiency"),
-                    "wasted_per_call": sum(row.drafted - row.accepted for row in rows) / calls,
-                    **{cost: pooled(rows, cost) for cost in COSTS},
-                }
-            )
-    return lines
+def _chosen(rows: Rows, cost: tuple[float, float], temperatures: Sequence[float]) -> dict:
+    """The best of every kind: by the geometric mean over tasks and temperatures of its speed."""
+    places = [place for place in rows if place[1] in temperatures]
+
+    def speed(method: Method) -> float:
+        return math.fsum(
+            math.log(pooled(costed(rows[place][method], *cost), "tokens_per_second"))
+            for place in places
+        )
+
+    best = {name: max(some, key=speed) for name, some in families().items()}
+    return best | {f"fixed {n}": Method(sn.FixedLength(), n) for n in BASELINES}
 
 
-def _ratios(cells, cost: str) -> dict:
-    """AdaEDL at 16 (at 7 against static 7) over the others."""
+def _ratio(rows: Rows, pairs: Sequence[tuple], cost: tuple[float, float]) -> dict:
+    """Speed of one method over another's; `pairs` holds (place, one, other)."""
+    cells = [
+        tuple(costed(rows[place][method], *cost) for method in methods) for place, *methods in pairs
+    ]
+    return geometric_ratio(cells, "tokens_per_second")
+
+
+def _by_rule(tuning: Rows, other: Rows, cost, temperatures) -> dict[str, dict]:
+    """Every kind at its best, on the other half: figures, and the ratio to the best fixed one."""
+    chosen = _chosen(tuning, cost, temperatures)
+    places = [place for place in other if place[1] in temperatures]
     found = {}
-    for other, mine in (
-        ("static 16", "AdaEDL 16"),
-        ("static 7", "AdaEDL 7"),
-        ("best static", "AdaEDL 16"),
-        ("MaxConfidence 16", "AdaEDL 16"),
-        ("MaxConfidence 7", "AdaEDL 7"),
-    ):
-        names = [n if n.startswith("static") else _name(n, cost) for n in (mine, other)]
-        pairs = [tuple(cell["rows"][name] for name in names) for cell in cells]
-        found[other] = {"method": mine, **geometric_ratio(pairs, cost)}
+    for name, method in chosen.items():
+        rows = [row for place in places for row in other[place][method]]
+        calls = sum(row.calls for row in rows)
+        speeds = [pooled(costed(other[p][method], *cost), "tokens_per_second") for p in places]
+        found[name] = {
+            "method": method,
+            "speed": math.exp(float(np.mean(np.log(speeds)))),
+            "block_efficiency": sum(row.tokens for row in rows) / calls,
+            "wasted_per_call": sum(row.drafted - row.accepted for row in rows) / calls,
+            "ratio": _ratio(other, [(p, method, chosen[FIXED]) for p in places], cost),
+        }
     return found
+
+
+def _over_all(found: dict, other: Rows, cost) -> dict[str, dict]:
+    """Over tasks and temperatures, with what was chosen at each temperature."""
+    pairs = {
+        name: [
+            (place, found[place[1]][name]["method"], found[place[1]][FIXED]["method"])
+            for place in other
+        ]
+        for name in next(iter(found.values()))
+    }
+    return {name: {"ratio": _ratio(other, some, cost)} for name, some in pairs.items()}
+
+
+def _regime(tuning: Rows, other: Rows, cost: float, temperatures) -> dict:
+    """The paper's question: by how much is a rule faster than this or that fixed length?"""
+    chosen = _chosen(tuning, (cost, 0.0), temperatures)
+    places = [place for place in other if place[1] in temperatures]
+    found: dict[str, Any] = {"chosen": {name: str(method) for name, method in chosen.items()}}
+    for base in (*(f"fixed {n}" for n in BASELINES), FIXED):
+        for name in ("AdaEDL", "SumEntropy", "PathScore", "oracle"):
+            pairs = [(place, chosen[name], chosen[base]) for place in places]
+            found[f"{name} / {base}"] = _ratio(other, pairs, (cost, 0.0))
+    return found
+
+
+# -------------------------------------------------------------------------------- calibration
+
+
+def _calibration(halves: Sequence[Cells]) -> dict[str, dict]:
+    """How well AdaEDL's score tells acceptance, by task, over all that was drawn at T = 1."""
+    found = {}
+    for task in dict.fromkeys(task for task, _ in halves[0]):
+        texts = [text for half in halves for text in half[task, 1.0]]
+        scores = np.concatenate([scores_of(sn.AdaEDL(), text)[:, 0] for text in texts])
+        true = np.concatenate([text.overlap for text in texts])
+        kept = np.concatenate([text.kept for text in texts])
+        found[task] = {
+            "n": len(true),
+            "score": float(scores.mean()),
+            "acceptance": float(true.mean()),
+            "lower_bound": float((scores <= true).mean()),
+            "auc": auc(scores, kept),
+            "bins": _bins(scores, true),
+            "whole": _whole(texts),
+        }
+    return found
+
+
+def _bins(scores: np.ndarray, true: np.ndarray) -> list[dict]:
+    """Mean acceptance by score: the points of a reliability diagram."""
+    edges = np.linspace(0.0, 1.0, 11)
+    place = np.clip(np.digitize(scores, edges) - 1, 0, 9)
+    return [
+        {
+            "score": float(scores[place == i].mean()),
+            "acceptance": float(true[place == i].mean()),
+            "n": int((place == i).sum()),
+        }
+        for i in range(10)
+        if (place == i).any()
+    ]
+
+
+def _whole(texts: Sequence[Text], longest: int = 8) -> dict[str, float]:
+    """How well each score tells whether all of a draft up to its token is kept (AUC)."""
+    kept = np.concatenate(
+        [(text.run[:, None] > np.arange(longest))[: max(1, len(text.run) - longest)].ravel()
+         for text in texts]
+    )  # fmt: skip
+    rules = {"AdaEDL": sn.AdaEDL(), "MaxConfidence": sn.MaxConfidence(),
+             "SumEntropy": sn.SumEntropy(), "PathScore": sn.PathScore()}  # fmt: skip
+    found = {}
+    for name, rule in rules.items():
+        lines = [scores_of(rule, t)[: max(1, len(t.run) - longest), :longest] for t in texts]
+        sign = -1.0 if name == "SumEntropy" else 1.0
+        found[name] = auc(sign * np.concatenate([line.ravel() for line in lines]), kept)
+    length = [-np.tile(np.arange(longest), max(1, len(t.run) - longest)) for t in texts]
+    found["length alone"] = auc(np.concatenate(length), kept)
+    return found
+
+
+def auc(scores: np.ndarray, events: np.ndarray) -> float:
+    """The probability that an event has a higher score than a non-event; ties count half."""
+    import pandas as pd
+
+    ranks = pd.Series(scores).rank().to_numpy()
+    n, m = int(events.sum()), int((~events).sum())
+    if not n or not m:
+        return float("nan")
+    return float((ranks[events].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def _knobs(cells: Cells) -> dict[str, float]:
+    """How far AdaEDL's threshold moves in an answer, and whether entropy factor and start are two
+    knobs: 0.5 with factor 0.2 is the same cut in nats as another start with factor 0.4."""
+    same = 1 - (1 - 0.5) * math.sqrt(0.4 / 0.2)
+    moves, blocks = [], 0
+    differ = {True: 0, False: 0}
+    for (_, temperature), texts in cells.items():
+        for text in texts if temperature else ():
+            ours = replay(text, sn.AdaEDL(0.5), 16)
+            moves.append((ours[-1].threshold or 0.0) - 0.5)
+            blocks += len(ours)
+            for adaptive in differ:
+                one, two = (
+                    replay(text, sn.AdaEDL(start, adaptive=adaptive, entropy_factor=factor), 16)
+                    for start, factor in ((0.5, 0.2), (same, 0.4))
+                )
+                plain = [[b._replace(threshold=None) for b in some] for some in (one, two)]
+                differ[adaptive] += sum(a != b for a, b in itertools.zip_longest(*plain))
+    return {
+        "mean_move": float(np.mean(moves)),
+        "largest_move": float(np.abs(moves).max()),
+        "blocks": blocks,
+        "other_start": same,
+        "differ_static": differ[False],
+        "differ_adaptive": differ[True],
+    }
+
+
+# ------------------------------------------------------------------------------------ decoded
+
+
+def _decoded(pair, items, costs, seconds: bool, label: str) -> dict:
+    """The chosen methods decode, on the other half: does the replay hold, and what does it take?"""
+    kept = RowCache(KEPT / "stopping.jsonl")
+    cost = "c 0.07, row 0.05"
+    found = {}
+    for temperature in DECODED:
+        told = costs[cost][temperature]
+        names = [name for name in told if name not in UNKNOWABLE]
+        methods = {name: told[name]["method"].drafter() for name in names}
+        cells = [
+            in_turns(
+                pair,
+                group[1::2],
+                methods,
+                sn.Sampling(temperature),
+                seeds=SEEDS if temperature else SEEDS[:1],
+                kept=kept,
+                timed=seconds,
+                label=f"decode {label} {task} {temperature}",
+            )
+            for task, group in items.items()
+        ]
+        found[temperature] = {
+            name: {
+                "block_efficiency": pooled([r for c in cells for r in c[name]], "block_efficiency"),
+                "tokens_per_second": pooled(
+                    [r for c in cells for r in c[name]], "tokens_per_second"
+                ),
+                "replayed": told[name]["block_efficiency"],
+                "ratio_seconds": geometric_ratio(
+                    [(c[name], c[FIXED]) for c in cells], "tokens_per_second"
+                ),
+            }
+            for name in names
+        }
+    return {"seconds": seconds, "found": found}
+
+
+# -------------------------------------------------------------------------------------- table
+
+
+def _between(ratio: dict) -> str:
+    return f"{ratio['ratio']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
 
 
 def table(figures: dict) -> str:
     """The figures as text."""
-    lines = [f"{figures['n']} prompts per task and half, target in {figures['runs_as']}; chosen:"]
-    for temperature, row in figures["chosen"].items():
-        lines.append(f"  T {temperature}: " + ", ".join(f"{k} {v}" for k, v in row.items()))
-    lines.append("task          T    method            block efficiency  wasted/call  tokens/s")
-    for row in figures["cells"]:
-        if "dear" not in row["method"]:
+    n = figures["n"]
+    lines = [f"{n} prompts per task and half, runs as {figures['runs_as']}; by replay"]
+    for label, part in figures["pairs"].items():
+        for name, row in part["calibration"].items():
+            whole = ", ".join(f"{key} {value:.2f}" for key, value in row["whole"].items())
             lines.append(
-                f"{row['task']:13} {row['temperature']:<4} {row['method']:17} "
-                f"{row['block_efficiency']:16.2f} {row['wasted_per_call']:12.2f} "
-                f"{row['tokens_per_second']:9.0f}"
+                f"{label} {name}: {row['n']} places at T = 1, mean score {row['score']:.2f}, "
+                f"acceptance {row['acceptance']:.2f}, a lower bound at {row['lower_bound']:.0%}, "
+                f"AUC {row['auc']:.2f}; of the whole draft: {whole}"
             )
-    for cost, ratios in figures["ratios"].items():
-        what = "measured time" if cost == COSTS[0] else "if a draft cost a seventh of a target call"
+            bins = " ".join(
+                f"{b['score']:.2f}>{b['acceptance']:.2f}({b['n']})" for b in row["bins"]
+            )
+            lines.append(f"  score > acceptance (places): {bins}")
+        knob = part["knobs"]
         lines.append(
-            f"{what}: geometric mean over tasks and temperatures, paired by prompt; 95 % over "
-            "prompts, given what was chosen above"
+            f"{label}: AdaEDL's threshold moves by {knob['mean_move']:.4f} in an answer (at most "
+            f"{knob['largest_move']:.4f}); {knob['other_start']:.3f} with factor 0.4 for 0.5 with "
+            f"0.2: {knob['differ_static']} of {knob['blocks']} blocks differ, "
+            f"{knob['differ_adaptive']} where the threshold moves"
         )
-        for other, row in ratios.items():
-            bar = f"bar {BARS[other]:.2f}" if other in BARS else "bar: interval not below 1"
-            lines.append(
-                f"  {row['method']} / {other}: {row['ratio']:.3f} "
-                f"[{row['low']:.3f}, {row['high']:.3f}]{bar:>30}"
-            )
+        for cost, found in part["costs"].items():
+            lines.append(f"{label}, {cost}: speed (over the best fixed), tokens per call, chosen")
+            for name in found[TEMPERATURES[0]]:
+                for temperature in TEMPERATURES:
+                    row = found[temperature][name]
+                    lines.append(
+                        f"  {name:16} T {temperature}  {row['speed']:.2f}  {_between(row['ratio'])}"
+                        f"  tokens {row['block_efficiency']:.2f}  wasted "
+                        f"{row['wasted_per_call']:.2f}  [{row['method']}]"
+                    )
+                lines.append(f"  {name:16} all    {_between(found['all'][name]['ratio'])}")
+        for cost, found in part["regime"].items():
+            lines.append(f"{label}, T > 0, a draft step costs {cost:.3f}: {found['chosen']}")
+            for base in (*(f"fixed {k}" for k in BASELINES), FIXED):
+                words = "  ".join(
+                    f"{name} {_between(found[f'{name} / {base}'])}"
+                    for name in ("AdaEDL", "SumEntropy", "PathScore", "oracle")
+                )
+                lines.append(f"  over {base:8} {words}")
+        for temperature, found in part["decoded"]["found"].items():
+            for name, row in found.items():
+                words = (
+                    f"{label} decoded T {temperature} {name:14} tokens per call "
+                    f"{row['block_efficiency']:.2f}, replayed {row['replayed']:.2f}"
+                )
+                if part["decoded"]["seconds"]:
+                    words += (
+                        f"; {row['tokens_per_second']:.0f} tokens/s, over the best fixed "
+                        f"{_between(row['ratio_seconds'])}"
+                    )
+                lines.append(words)
+    if "left_out" in figures:
+        lines.append(f"left out: {figures['left_out']}")
     return "\n".join(lines)

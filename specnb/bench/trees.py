@@ -11,7 +11,6 @@ Nothing of this depends on the machine; with `--seconds` the methods of (c) are 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -26,14 +25,17 @@ from specnb.drafters import Drafter
 from specnb.measure import (
     Row,
     RowCache,
-    best_of,
     costed,
+    followed,
     geometric_ratio,
     in_turns,
     places_of,
     pooled,
+    replay_tree,
+    replayed_row,
 )
 from specnb.measure.ranks import shares
+from specnb.measure.rollouts import RANKS, Stored
 from specnb.measure.runner import decode
 from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
@@ -45,8 +47,7 @@ DEPTHS = (3, 5)
 BUDGETS = (6, 14, 30)  # nodes per target call
 SEEDS = (0, 1000)  # a third one for the small real models, whose tokens cost little
 ONE = sn.Sampling(1.0)
-RANKS = 8  # siblings drawn where ranks are counted
-CHAINS = (3, 5, 7, 10, 14, 22, 30)  # tried, and each budget itself
+LEVEL_COSTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # with which `best_tree` is asked
 BEAMS = ((2, 3), (3, 2), (2, 5), (2, 7), (3, 4), (2, 10), (3, 7), (2, 15), (3, 10))
 REAL = ROOT.parent / "shared" / "real"
 WEAKER = (1.0, 1.3, 1.6, 2.0, 2.5, 3.0)  # temperatures of the drafter, tried in this order
@@ -64,6 +65,7 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     """All figures, on `n` prompts per task and half (20) and two seeds of each."""
     pair = sn.load_pair(target, draft)
     kept, n = RowCache(KEPT / "trees.jsonl"), n or 20
+    texts = RowCache(KEPT / "trees_texts.jsonl", Stored)
     halves = [
         [item for task in TASKS for item in part(examples(task, 2 * n, 4))]
         for part in (lambda items: items[:n], lambda items: items[n:])
@@ -81,7 +83,7 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     label = f"embedded, drafter at T {weak} (accepts {rate:.2f})"
     parts.append((label, pair, halves, sn.Sampling(weak)))
     for name, one, parted, sampling in parts:
-        figures["budget"][name] = _budget(kept, one, *parted, sampling, name, seconds)
+        figures["budget"][name] = _budget(kept, texts, one, *parted, sampling, name, seconds)
     figures["depth"] = _depth(kept, pair, n)
     return figures
 
@@ -103,21 +105,11 @@ def _rows(
 # -------------------------------------------------------------------------------------- ranks
 
 
-def _runs(pair, prompts, draft_sampling, label) -> list[sn.Record]:
-    """Runs that draw RANKS siblings for every place, one level deep."""
-    return [
-        decode(pair, item, sn.GumbelTopK((RANKS,)), sampling=ONE, draft_sampling=draft_sampling,
-               seed=seed + number)
-        for seed in SEEDS
-        for number, item in enumerate(tqdm(prompts, desc=f"ranks {label}", leave=False))
-    ]  # fmt: skip
-
-
 def _ranks_by_word(pair, prompts) -> dict[str, dict]:
     """By what the target said there: at which rank it was found among RANKS siblings."""
-    runs = _runs(pair, prompts, None, "by word")
     found: dict[str, list[int]] = {}
-    for run, item in zip(runs, itertools.cycle(prompts)):  # noqa: B905  # two seeds of each
+    for number, item in enumerate(tqdm(prompts, desc="ranks by word", leave=False)):
+        run = decode(pair, item, sn.GumbelTopK((RANKS,)), sampling=ONE, seed=number)
         rank = {place.block: place.rank for place in places_of(run)}
         for row, name in classed(run, item):
             found.setdefault(name, []).append(rank[row.block])
@@ -200,38 +192,42 @@ def parents_of(branching: Sequence[int]) -> tuple[int, ...]:
     return tuple(parents)
 
 
-def _speed(branching: Sequence[int], ranks: Sequence[float], c: float) -> float:
-    """Expected tokens of RSD-C over 1 + c * levels."""
-    if max(branching) > len(ranks):
-        return 0.0
-    a, kept, tokens = 1.0, [math.fsum(ranks[:children]) for children in branching], 1.0
-    for share in kept:
-        a *= share
-        tokens += a
-    return tokens / (1 + c * len(branching))
+def _shapes(ranks: Sequence[float]) -> dict[str, dict[Drafter, tuple[int, ...]]]:
+    """Every static shape that is tried, by its kind: the drafter, and what each node follows."""
+    chains = {sn.Chain(n): (*range(-1, n - 1),) for n in range(1, max(BUDGETS) + 1)}
+    constant = {
+        sn.GumbelTopK(b): parents_of(b) for b in branchings(max(BUDGETS)) if max(b) <= RANKS
+    }
+    static = {}
+    for budget, cost in itertools.product(BUDGETS, LEVEL_COSTS):
+        if parents := sn.best_tree(ranks, budget, cost):
+            static[sn.StaticTree(parents)] = parents
+    return {"chain": chains, "RSD-C": constant, "static tree": static}
 
 
-def _choices(tuned, ranks, c: float) -> dict[tuple[int, str, str], Drafter]:
+def _choices(tuned: Mapping[str, Mapping[Drafter, Sequence[Row]]], c: float) -> dict:
     """By (budget, goal, kind): the drafter that the tuning prompts speak for."""
     found: dict[tuple[int, str, str], Drafter] = {}
-    for budget, goal in itertools.product(BUDGETS, GOALS):
+    for budget, goal, kind in itertools.product(BUDGETS, GOALS, KINDS):
         cost = c if goal == "MBSU" else 0.0
-        told = {name: costed(rows, cost) for name, rows in tuned.items()}
-        # A chain's block efficiency never falls with its length: there is nothing to choose.
-        length = budget
-        if goal == "MBSU":
-            names = [f"chain {n}" for n in (*CHAINS, budget) if n <= budget]
-            length = int(best_of(told, dict.fromkeys(names), SPEED).split()[1])
-        beams = [f"RSD-S {w}x{d}" for w, d in BEAMS if w * d <= budget]
-        wide, deep = map(int, best_of(told, beams, SPEED).split()[1].split("x"))
-        shape = max(branchings(budget), key=lambda b, cost=cost: _speed(b, ranks, cost))
-        found |= {
-            (budget, goal, "chain"): sn.Chain(length),
-            (budget, goal, "RSD-C"): sn.GumbelTopK(shape),
-            (budget, goal, "RSD-S"): sn.StochasticBeam(wide, deep),
-            (budget, goal, "static tree"): sn.StaticTree(sn.best_tree(ranks, budget, cost)),
-        }
+        able = {d: costed(rows, cost) for d, rows in tuned[kind].items() if _size(d) <= budget}
+        if kind == "chain" and goal == GOALS[0]:
+            # Its block efficiency never falls with the length: there is nothing to choose.
+            found[budget, goal, kind] = sn.Chain(budget)
+            continue
+        found[budget, goal, kind] = max(able, key=lambda d, able=able: pooled(able[d], SPEED))
     return found
+
+
+def _size(drafter: Any) -> int:
+    """The most nodes of a tree."""
+    if isinstance(drafter, sn.Chain):
+        return drafter.draft_length
+    if isinstance(drafter, sn.StochasticBeam):
+        return drafter.width * drafter.depth
+    if isinstance(drafter, sn.GumbelTopK):
+        return len(parents_of(drafter.branching))
+    return len(drafter.parents)
 
 
 def _figures(rows: Sequence[Row], c: float) -> dict[str, float]:
@@ -241,42 +237,62 @@ def _figures(rows: Sequence[Row], c: float) -> dict[str, float]:
         "mbsu": pooled(costed(rows, c), SPEED),
         "nodes": sum(row.drafted for row in rows) / calls,
         "forwards": sum(row.forwards for row in rows) / calls,
-        "ms_per_token": 1e3 * sum(row.seconds for row in rows) / sum(row.tokens for row in rows),
     }
 
 
-def _budget(kept, pair, tuning, other, draft_sampling, label, seconds) -> dict:
-    """What is chosen on `tuning`, measured on `other`; ratios over the chain of the same goal."""
-    c = pair.parameter_ratio
-    ranks = shares(
-        [p.rank for run in _runs(pair, tuning, draft_sampling, label) for p in places_of(run)],
-        RANKS,
-    )
-    methods: dict[str, Drafter] = {f"chain {n}": sn.Chain(n) for n in {*CHAINS, *BUDGETS}}
-    methods |= {f"RSD-S {w}x{d}": sn.StochasticBeam(w, d) for w, d in BEAMS}
-    tuned = _rows(kept, pair, tuning, methods, f"tune {label}", draft_sampling)
-    chosen = _choices(tuned, ranks, c)
-    drafters = {sn.name_of(drafter): drafter for drafter in chosen.values()}
+def _budget(kept, texts, pair, tuning, other, draft_sampling, label, seconds) -> dict:
+    """What is chosen on `tuning`, measured on `other`; ratios over the chain of the same goal.
+
+    Chains, RSD-C and static trees are replayed on texts of the target. RSD-S decodes, as its shape
+    depends on what is drawn; some of the others decode, too, to hold the replay against them.
+    """
     seeds = SEEDS if pair.target.sees_images else (*SEEDS, 2000)
-    rows = _rows(kept, pair, other, drafters, label, draft_sampling, seeds, timed=seconds)
+    halves = [
+        followed(pair, half, ONE, draft_sampling=draft_sampling, seeds=seeds, kept=texts,
+                 label=f"texts {label}")
+        for half in (tuning, other)
+    ]  # fmt: skip
+    ranks = shares([int(rank) for text in halves[0] for rank in text.rank], RANKS)
+    shapes = _shapes(ranks)
+    tuned, found = (
+        {
+            kind: {d: [replayed_row(t, replay_tree(t, p)) for t in half] for d, p in some.items()}
+            for kind, some in shapes.items()
+        }
+        for half in halves
+    )
+    beams = {sn.StochasticBeam(w, d): sn.StochasticBeam(w, d) for w, d in BEAMS}
+    tuned["RSD-S"] = _rows(kept, pair, tuning, beams, f"tune {label}", draft_sampling)
+    c = pair.parameter_ratio
+    chosen = _choices(tuned, c)
+    drafters = {
+        drafter: drafter
+        for (budget, _, kind), drafter in chosen.items()
+        if seconds or kind == "RSD-S" or (budget == max(BUDGETS) and kind != "RSD-C")
+    }
+    decoded = _rows(kept, pair, other, drafters, label, draft_sampling, seeds, timed=seconds)
+    found["RSD-S"] = decoded
     lines = []
     for (budget, goal, kind), drafter in chosen.items():
-        mine = rows[sn.name_of(drafter)]
-        chain = rows[sn.name_of(chosen[budget, goal, "chain"])]
+        mine, base = found[kind][drafter], chosen[budget, goal, "chain"]
         cost = c if goal == "MBSU" else 0.0
-        lines.append(
-            {
-                "budget": budget,
-                "goal": goal,
-                "kind": kind,
-                "chosen": sn.name_of(drafter),
-                **_figures(mine, c),
-                "ratio": geometric_ratio([(costed(mine, cost), costed(chain, cost))], SPEED),
-                "ratio_seconds": geometric_ratio([(mine, chain)], SPEED) if seconds else None,
-            }
-        )
-        if kind == "static tree":
-            lines[-1]["predicted"] = theory.expected_tree_tokens(drafter.parents, ranks)
+        ratio = [(costed(mine, cost), costed(found["chain"][base], cost))]
+        line = {
+            "budget": budget,
+            "goal": goal,
+            "kind": kind,
+            "chosen": sn.name_of(drafter),
+            **_figures(mine, c),
+            "ratio": geometric_ratio(ratio, SPEED),
+            "decoded": pooled(decoded[drafter], TAU) if drafter in decoded else None,
+        }
+        if isinstance(drafter, sn.StaticTree):
+            line["predicted"] = theory.expected_tree_tokens(drafter.parents, ranks)
+        if seconds:
+            rows = decoded[drafter]
+            line["ms_per_token"] = 1e3 / pooled(rows, SPEED)
+            line["ratio_seconds"] = geometric_ratio([(rows, decoded[base])], SPEED)
+        lines.append(line)
     return {
         "c": c,
         "ranks": ranks,
@@ -336,6 +352,8 @@ def table(figures: dict) -> str:
                 f"forwards {row['forwards']:4.1f}  nodes {row['nodes']:4.1f}  "
                 f"ratio {_between(row['ratio'])}"
             )
+            if row["decoded"] and row["kind"] != "RSD-S":
+                words += f"  decoded {row['decoded']:.2f}"
             if part["seconds"]:
                 words += f"  {row['ms_per_token']:.2f} ms a token {_between(row['ratio_seconds'])}"
             lines.append(f"{words}  {_shape(row['chosen'])}")

@@ -1,7 +1,16 @@
 """A measurement is a row with a content key: methods in turns, and statistics on their rows."""
 
 from specnb.measure.ranks import accepted_by_rank, places_of
-from specnb.measure.rollouts import KnownAcceptance, Oracle, costed, follow, replay, replayed_row
+from specnb.measure.rollouts import (
+    KnownAcceptance,
+    Oracle,
+    costed,
+    follow,
+    followed,
+    replay,
+    replay_tree,
+    replayed_row,
+)
 from specnb.measure.rows import Row, RowCache, row_of
 from specnb.measure.runner import in_turns, turns
 from specnb.measure.stats import best_of, geometric_ratio, interval, median_ratio, pooled, wilson
@@ -15,6 +24,7 @@ __all__ = [
     "best_of",
     "costed",
     "follow",
+    "followed",
     "geometric_ratio",
     "in_turns",
     "interval",
@@ -22,6 +32,7 @@ __all__ = [
     "places_of",
     "pooled",
     "replay",
+    "replay_tree",
     "replayed_row",
     "row_of",
     "turns",

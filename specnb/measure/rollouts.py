@@ -1,29 +1,35 @@
-"""What any stopping rule would have done with a text of the target: replayed, not decoded anew.
+"""What any stopping rule or static tree would have made of a text: replayed, not decoded anew.
 
 The text follows the target's distribution however it is made. Given the text, the draft at a place
 is the text's own token with probability min(1, draft / target) of that token, however the text is
-cut into blocks: so one text shows what every draft length and rule would have kept. Behind a
-rejected token the drafter is really run on, on its own words, as deep as the longest draft.
+cut into blocks: so one text shows what every draft length, rule and shape would have kept. Behind a
+rejected token the drafter is really run on, on its own words, as deep as the longest draft; beside
+it siblings are drawn without replacement, until one is the text's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from specnb.drafters import Chain
-from specnb.measure.rows import Row, prompt_key
+from specnb.measure.rows import Row, RowCache, Setting, models_of, prompt_key
 from specnb.measure.runner import decode
 from specnb.models.base import Pair
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import AdaEDL, FixedLength, MaxConfidence, PathScore, SumEntropy
+from specnb.tree import depths
 
 DEEPEST = 16  # tokens of the longest draft
+RANKS = 8  # siblings at a place
 
 
 class Text(NamedTuple):
@@ -31,7 +37,8 @@ class Text(NamedTuple):
 
     `kept` [n]: whether the draft at this place is the text's own token; `overlap` [n]: how likely
     that was before anything was drawn, sum(min(target, draft)). `run` [n]: how many tokens of a
-    draft from here are kept before the first rejection. [n, DEEPEST], along that draft: `entropy`
+    draft from here are kept before the first rejection; `rank` [n]: of RANKS siblings drawn without
+    replacement, which one is kept, from 1; 0 = none. [n, DEEPEST], along that draft: `entropy`
     (nats) and `top`, the largest probability, of the drafter's distribution at temperature 1;
     `known`, its `overlap`, or the last one behind a rejection; `ends`, whether the drafted token
     ends the text.
@@ -43,6 +50,7 @@ class Text(NamedTuple):
     kept: np.ndarray
     overlap: np.ndarray
     run: np.ndarray
+    rank: np.ndarray
     entropy: np.ndarray
     top: np.ndarray
     known: np.ndarray
@@ -56,42 +64,99 @@ class Replayed(NamedTuple):
     forwards: int
     accepted: int
     emitted: int
+    threshold: float | None  # that of the rule, when the block began
+
+
+class Stored(NamedTuple):
+    """A `Text` as a row of a `RowCache`."""
+
+    arrays: str
+
+
+def followed(
+    pair: Pair,
+    prompts: Sequence[Any],
+    sampling: Sampling,
+    *,
+    draft_sampling: Sampling | None = None,
+    seeds: Sequence[int] = (0,),
+    kept: RowCache | None = None,
+    label: str = "",
+) -> list[Text]:
+    """A text for every prompt and seed, seed by seed; prompt number i has seed s + i.
+
+    With `kept`, a cache of kind `Stored`, texts of the same content are taken from there.
+    """
+    models = models_of(pair) if kept is not None else ""
+    setting = Setting(models, sampling, draft_sampling, 64)
+    found = []
+    for start in seeds:
+        numbers = range(len(prompts))
+        for number in tqdm(numbers, desc=label, leave=False, mininterval=5) if label else numbers:
+            item, seed = prompts[number], start + number
+            asked = prompt_key(getattr(item, "prompt", item), getattr(item, "image", None))
+            key = setting.key("followed text", "", asked, seed) if kept is not None else ""
+            stored = kept.get(key) if kept is not None else None
+            text = (
+                _unpacked(stored)
+                if stored
+                else follow(pair, item, sampling, draft_sampling=draft_sampling, seed=seed)
+            )
+            if kept is not None and not stored:
+                kept.add(key, _packed(text))
+            found.append(text)
+    return found
+
+
+def _packed(text: Text) -> Stored:
+    file = io.BytesIO()
+    np.savez_compressed(file, **{k: np.asarray(v) for k, v in text._asdict().items()})
+    return Stored(base64.b64encode(file.getvalue()).decode())
+
+
+def _unpacked(stored: Stored) -> Text:
+    arrays = np.load(io.BytesIO(base64.b64decode(stored.arrays)), allow_pickle=False)
+    plain = {name: value if value.ndim else value.item() for name, value in arrays.items()}
+    return Text(**plain)
 
 
 @torch.inference_mode()
 def follow(
-    pair: Pair, item: Any, sampling: Sampling, *, seed: int = 0, max_new_tokens: int = 64
+    pair: Pair,
+    item: Any,
+    sampling: Sampling,
+    *,
+    draft_sampling: Sampling | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 64,
 ) -> Text:
     """Lets the target say something, and the drafter draft from every place of it.
 
-    `item` has `prompt` and `image`, or is a text; target and drafter are sampled alike. ValueError
-    where the pair has no draft model.
+    `item` has `prompt` and `image`, or is a text. `draft_sampling` is the drafter's, by default the
+    target's. ValueError where the pair has no draft model.
     """
     if pair.draft is None:
         raise ValueError("draft=None: a replay asks a draft model; load the pair with draft=...")
     prompt, image = getattr(item, "prompt", item), getattr(item, "image", None)
     image = image if pair.target.sees_images else None
     more: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens, "seed": seed}
-    ids = list(decode(pair, item, Chain(5), **more).token_ids)
+    draft_sampling = draft_sampling or sampling
+    ids = list(decode(pair, item, Chain(5), draft_sampling=draft_sampling, **more).token_ids)
     n, before = len(ids), range(-1, len(ids) - 2)
     scores = pair.target.open(prompt, image).forward(ids[:-1], before)
     target = sampling.probs(torch.cat([scores.root[None], scores.nodes]))
     context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
     scores = context.forward(ids[:-1], before)
     laws = [torch.cat([scores.root[None], scores.nodes])]
-    draft = sampling.probs(laws[0])
+    draft = draft_sampling.probs(laws[0])
 
     draws = Draws(seed)
-    own = torch.tensor(ids)[:, None]
-    likely = (draft.gather(1, own) / target.gather(1, own))[:, 0].tolist()
-    kept = np.array([draws.accept(one)[0] for one in likely])
-    rejected = (draft - target).clamp_min(0.0)
-    # Where nothing can be rejected, nobody will ask what stands behind a rejection.
-    rejected = torch.where(rejected.sum(-1, keepdim=True) > 0, rejected, draft)
-    said, parents = [_one_each(rejected, draws)], [*before, n - 2]
+    rank, first = _ranks(target, draft, ids, draws)
+    kept = rank == 1
+    said, parents = [first], [*before, n - 2]
     for depth in range(DEEPEST - 1):
         laws.append(context.forward(said[-1], parents).nodes)
-        said.append(_one_each(sampling.probs(laws[-1]), draws))
+        said.append(_one_each(draft_sampling.probs(laws[-1]), draws))
         parents = [n - 1 + depth * n + row for row in range(n)]
     raw = torch.stack(laws, 1)
     raw = (raw if raw.dtype == torch.float64 else raw.float()).softmax(-1)
@@ -114,11 +179,40 @@ def follow(
         kept=kept,
         overlap=overlap,
         run=run,
+        rank=rank,
         entropy=entropy[row, column],
         top=top[row, column],
         known=overlap[row],
         ends=np.isin(tokens, sorted(pair.target.eos_ids)),
     )
+
+
+def _ranks(
+    target: Tensor, draft: Tensor, ids: Sequence[int], draws: Draws
+) -> tuple[np.ndarray, list[int]]:
+    """At every place, given that the text goes on as it does: the rank of the sibling that is kept
+    (0 = none of RANKS), and the token that is rejected first, should one be.
+
+    A sibling is kept with probability min(1, draft / target) of the text's token, both as they
+    stand after the rejections before it; a rejected one is drawn from norm(max(0, draft - target)).
+    """
+    own, rank, first = torch.tensor(ids)[:, None], np.zeros(len(ids), int), []
+    for number in range(1, RANKS + 1):
+        likely = (draft.gather(1, own) / target.gather(1, own))[:, 0].tolist()
+        chances = [draws.accept(one)[0] for one in likely]
+        rank[(rank == 0) & np.array(chances)] = number
+        excess = (draft - target).clamp_min(0.0)
+        # Where nothing can be rejected, nobody asks for what would have been.
+        some = excess.sum(-1, keepdim=True) > 0
+        tokens = _one_each(torch.where(some, excess, torch.ones_like(excess)), draws)
+        first = first or tokens
+        left = draft.scatter(1, torch.tensor(tokens)[:, None], 0.0)
+        rest = (target - draft).clamp_min(0.0)
+        some &= rest.sum(-1, keepdim=True) > 0
+        # A drafter that has no second token has no siblings to offer: its row becomes zeros.
+        draft = torch.where(some, left / left.sum(-1, keepdim=True).clamp_min(1e-38), draft * 0)
+        target = torch.where(some, rest / rest.sum(-1, keepdim=True).clamp_min(1e-38), target)
+    return rank, first
 
 
 def _one_each(weights: Tensor, draws: Draws) -> list[int]:
@@ -195,9 +289,38 @@ def replay(text: Text, rule: Rule, draft_length: int) -> list[Replayed]:
         accepted = min(int(text.run[at]), drafted)
         emitted = min(accepted + 1, n - at)  # nothing behind an accepted end
         forwards = drafted + (stop < min(end, room))
-        blocks.append(Replayed(drafted, forwards, accepted, emitted))
+        threshold = state.threshold if state else getattr(rule, "threshold", None)
+        blocks.append(Replayed(drafted, forwards, accepted, emitted, threshold))
         if state:
             state.update(drafted, accepted, room)
+        at += emitted
+    return blocks
+
+
+def replay_tree(text: Text, parents: Sequence[int]) -> list[Replayed]:
+    """The target calls that a `StaticTree` of this shape would have made of this text.
+
+    Nodes and forwards are those of the whole shape, as far as the budget of the text lets it grow:
+    that a drafted end of the text has nothing behind it is not taken off. At most RANKS children.
+    """
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(parents):
+        children.setdefault(parent, []).append(node)
+    if max(map(len, children.values())) > RANKS:
+        raise ValueError(f"parents={tuple(parents)}: a replay knows at most {RANKS} siblings")
+    levels = depths(parents)
+    blocks, at, n = [], 0, len(text.rank)
+    while at < n:
+        room = min(max(levels), text.max_new_tokens - at - 1)
+        node, accepted = -1, 0
+        while accepted < room and at + accepted < n:
+            below, rank = children.get(node, []), int(text.rank[at + accepted])
+            if not 0 < rank <= len(below):
+                break
+            node, accepted = below[rank - 1], accepted + 1
+        drafted = sum(level <= room for level in levels)
+        emitted = min(accepted + 1, n - at)
+        blocks.append(Replayed(drafted, room, accepted, emitted, None))
         at += emitted
     return blocks
 
@@ -207,9 +330,8 @@ def _first(flags: np.ndarray) -> int:
     return int(flags.argmax()) if flags.any() else 1 << 30
 
 
-def replayed_row(text: Text, rule: Rule, draft_length: int) -> Row:
-    """The replay in figures, as `row_of` has them of a run; it took no seconds."""
-    blocks = replay(text, rule, draft_length)
+def replayed_row(text: Text, blocks: Sequence[Replayed]) -> Row:
+    """A replay in figures, as `row_of` has them of a run; it took no seconds."""
     accepted = sum(block.accepted for block in blocks)
     return Row(
         prompt=text.prompt,
