@@ -567,7 +567,7 @@ def test_compare_shows_both_on_one_seed(pair, items):
 @pytest.mark.weights
 def test_compare_begins_against_plain_decoding(pair, items):
     panel = bench(pair, items, mode="compare", views=("figures",))
-    assert panel.b.method.value == PLAIN and panel.b.value().drafter() == sn.NoDraft()
+    assert panel.b.method.value == PLAIN and panel.b.value().drafter() == sn.drafters.NoDraft()
     text = words(panel.views["aligned"].value)
     assert "B plain decoding:" in text and "nothing drafted, 0 drafted in vain" in text
     # Plain decoding is a column once, not twice.
@@ -693,7 +693,8 @@ def test_words_begin_a_text_as_the_target_would(pair, items):
     panel.steps.back.click()
     panel.steps.words.value = "Elephants"
     panel.steps.force.click()
-    assert panel.steps.stepper.text.record().text == " Elephants"
+    rows = panel.steps.stepper.text.record().tokens
+    assert "".join(row.text for row in rows) == " Elephants"
 
 
 @pytest.mark.weights
@@ -721,6 +722,7 @@ def test_play_goes_on_until_it_is_paused(pair, items, monkeypatch):
             assert (steps.stepper.shown, steps.stepper.phase) == shown
         panel.mode.value = "step by step"
         panel.drawing["new_tokens"].value = 8
+        await until(lambda: not panel.work.under_way)
         panel.steps.play.click()
         await until(lambda: panel.steps.stepper.ended)
         assert panel.steps.play.disabled and "play" in panel.steps.play.description
