@@ -85,6 +85,16 @@ class Record:
         return tuple(row for row in self.tokens if row.verdict in EMITTED)
 
     @property
+    def calls(self) -> tuple[BlockRow, ...]:
+        """The blocks that a target call decided. One put there by hand is none of them."""
+        return tuple(block for block in self.blocks if block.stopped_by != "forced")
+
+    @property
+    def n_forced(self) -> int:
+        """Tokens put into the text by hand; no figure of a method counts them."""
+        return sum(row.verdict == "forced" for row in self.tokens)
+
+    @property
     def seconds(self) -> float:
         """The time of all blocks, without prefill."""
         return sum(block.draft_s + block.verify_s for block in self.blocks)
@@ -92,17 +102,19 @@ class Record:
     @property
     def metrics(self) -> Metrics:
         """The figures of this run, each by the function of its name in this module."""
-        seconds = self.seconds
+        calls = self.calls
+        seconds = sum(block.draft_s + block.verify_s for block in calls)
+        said = len(self.token_ids) - self.n_forced
         return Metrics(
             n_tokens=len(self.token_ids),
-            n_target_calls=len(self.blocks),
+            n_target_calls=len(calls),
             block_efficiency=block_efficiency(self),
             acceptance_rate=acceptance_rate(self),
             acceptance_by_depth=acceptance_by_depth(self),
-            draft_forwards=fmean(b.draft_forwards for b in self.blocks) if self.blocks else None,
+            draft_forwards=fmean(b.draft_forwards for b in calls) if calls else None,
             mbsu=mbsu(self),
-            target_budget=fmean(b.n_drafted for b in self.blocks) if self.blocks else None,
-            tokens_per_second=len(self.token_ids) / seconds if seconds > 0 else None,
+            target_budget=fmean(b.n_drafted for b in calls) if calls else None,
+            tokens_per_second=said / seconds if seconds > 0 else None,
             prefill_s=self.prefill_s,
         )
 
@@ -141,9 +153,11 @@ def _pairs(values: list[Any]) -> tuple[tuple[int, float], ...]:
 def block_efficiency(record: Record) -> float | None:
     """Tokens emitted / target calls that could emit. Prefill emits nothing and does not count.
 
-    Blocks shortened by `max_new_tokens` count (they are flagged `clipped`).
+    Blocks shortened by `max_new_tokens` count (they are flagged `clipped`). Forced tokens count in
+    neither: nobody drafted or drew them.
     """
-    return len(record.token_ids) / len(record.blocks) if record.blocks else None
+    calls = len(record.calls)
+    return (len(record.token_ids) - record.n_forced) / calls if calls else None
 
 
 def acceptance_rate(record: Record) -> float | None:
@@ -192,5 +206,5 @@ def mbsu(record: Record) -> float | None:
         return None
     from specnb import theory
 
-    forwards = fmean(block.draft_forwards for block in record.blocks)
+    forwards = fmean(block.draft_forwards for block in record.calls)
     return theory.mbsu(efficiency, forwards, record.parameter_ratio)

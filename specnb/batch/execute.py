@@ -25,6 +25,7 @@ from specnb.files import finite, write_whole
 from specnb.paths import ROOT
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # tracebacks come in colour
+FAILED = "**This run failed**"  # the first words of what is kept of one
 WATCH_S = 1.0
 EXECUTED = "executed.ipynb"
 WORK = ".work-"  # how a run's own folder begins while it is under way
@@ -147,7 +148,7 @@ def keep(executed: Path, goal: Path, error: str) -> None:
     import nbformat
 
     book = nbformat.read(executed, as_version=4)
-    book.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run failed**: {error}"))
+    book.cells.insert(0, nbformat.v4.new_markdown_cell(f"{FAILED}: {error}"))
     write_whole(goal, nbformat.writes(book) + "\n")
 
 

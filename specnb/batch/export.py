@@ -9,19 +9,25 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from specnb.batch.execute import unsound
+from specnb.batch.execute import FAILED, unsound
 from specnb.files import write_whole
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 LIVE = "<p><em>A control stands here in the notebook; what follows shows its state.</em></p>"
 WIDGET, PLOTLY = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
-# The template's own prompts, comments, numbers and operators are paler than WCAG's 4.5 to 1.
-DARKER = """<style>:root { --jp-mirror-editor-comment-color: #2d6a6a;
---jp-mirror-editor-number-color: #060; --jp-mirror-editor-operator-color: #8a00d4;
---jp-cell-prompt-not-active-font-color: #595959; --jp-cell-prompt-not-active-opacity: 1;
-}</style>"""
+HERE = Path(__file__).parent / "page"
+# What a reader of a page has no use for: the machinery of the notebook. A cell that failed stays.
+HIDDEN = {"setup", "parameters", "injected-parameters", "check", "results"}
+WITHOUT_CODE = {"live", "static"}
+# The folders of a file on the machine that ran it: two at least, or a drive. Pictures stay whole.
+PATHS = re.compile(
+    r"""(?P<data>data:[\w/+.;-]+,[^\s"')]*)
+    | (?<![\w:/.~<+=-]) (?: ~?/(?:[\w.+@-]+/){2,} | [A-Za-z]:\\(?:[\w.+@ -]+\\)+ )""",
+    re.VERBOSE,
+)
 INDEX = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>specnb: a run of the workbook</title>
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -34,7 +40,7 @@ h2 {{ font-size: 1.1em; overflow-wrap: anywhere; }} .failed {{ color: #a00; }}
 dl {{ display: grid; grid-template-columns: auto auto; font-size: .85em; margin: .5rem 0 0; }}
 dd {{ margin: 0; text-align: right; }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #111; color: #eee; }}
-a {{ color: #8bf; }} }}</style></head>
+a {{ color: #8bf; }} .failed {{ color: #f99; }} }}</style></head>
 <body><main><h1>A run of the workbook</h1><ul>
 {entries}
 </ul></main></body></html>
@@ -51,16 +57,20 @@ def write(folder: str | Path) -> list[Path]:
     if not summary.is_file():
         raise ValueError(f"folder {folder}: it has no summary.json; give the folder of a run")
     rows = json.loads(summary.read_text(encoding="utf-8"))
-    written, entries = [], []
+    sound = []
     for row in rows if isinstance(rows, list) else []:
         if why := unsound(row):
             print(f"left out of {summary.name}: {why}", file=sys.stderr)
-            continue
-        source = folder / f"{row['id']}.ipynb"
-        if not source.is_file():  # it failed before its first cell
+        else:
+            sound.append((row, folder / f"{row['id']}.ipynb"))
+    # One without a file failed before its first cell.
+    there = {row["id"]: row["notebook"] for row, source in sound if source.is_file()}
+    written, entries = [], []
+    for row, source in sound:
+        if not source.is_file():
             entries.append(_entry(row, None, ""))
             continue
-        body, thumbnail = page(source)
+        body, thumbnail = page(source, row["parameters"], _links(there, row["id"]))
         target = source.with_suffix(".html")
         write_whole(target, body)
         written.append(target)
@@ -70,17 +80,28 @@ def write(folder: str | Path) -> list[Path]:
     return [*written, index]
 
 
-def page(path: Path) -> tuple[str, str]:
-    """One executed notebook as HTML, and a picture of it: its first drawing, or its last bitmap."""
+def page(
+    path: Path, parameters: Mapping[str, object] | None = None, links: str = ""
+) -> tuple[str, str]:
+    """One executed notebook as HTML, and a picture of it: its first drawing, or its last bitmap.
+
+    Cells of the machinery are left out, and so are paths of the machine. `parameters` are those
+    that it was run with, `links` the HTML above it.
+    """
     import nbformat
     from nbconvert import HTMLExporter
 
     book = nbformat.read(path, as_version=4)
     book.metadata.pop("widgets", None)
+    book.cells = [cell for cell in book.cells if not _is_hidden(cell)]
     pictures, figures = [""], False
     for cell in book.cells:
         if cell.cell_type == "markdown":
             cell.source = _with_formulas(cell.source)
+            if cell.source.startswith(FAILED):
+                cell.source = _without_paths(cell.source)
+        if WITHOUT_CODE & set(cell.metadata.get("tags", [])):
+            cell.metadata["transient"] = {"remove_source": True}
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if PLOTLY in data:
@@ -90,10 +111,75 @@ def page(path: Path) -> tuple[str, str]:
                 output["data"] = {"text/html": LIVE}
             else:
                 pictures += filter(None, [_picture(data)])
-    exporter = HTMLExporter(template_name="lab")  # embed_images would close every <details> early
-    body, _ = exporter.from_notebook_node(book, {"metadata": {"name": path.stem}})
+                _strip_paths(output)
+    exporter = HTMLExporter(  # embed_images would close every <details> early
+        template_name=HERE.name, extra_template_basedirs=[str(HERE.parent)]
+    )
+    resources = {
+        "metadata": {"name": path.stem},
+        "plotly": _plotly() if figures else "",
+        "dark_theme": _of_template(exporter, "static/theme-dark.css"),
+        "font": base64.b64encode((HERE / "math.woff2").read_bytes()).decode(),
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "links": links,
+        "ran_with": _ran_with(parameters or {}),
+    }
+    body, _ = exporter.from_notebook_node(book, resources)
     drawings = [picture for picture in pictures if "image/svg" in picture]
-    return _offline(body, figures), (drawings or pictures[-1:])[0]
+    return body, (drawings or pictures[-1:])[0]
+
+
+def _is_hidden(cell: Mapping) -> bool:
+    failed = any(output["output_type"] == "error" for output in cell.get("outputs", []))
+    return bool(HIDDEN & set(cell["metadata"].get("tags", []))) and not failed
+
+
+def _without_paths(text: str) -> str:
+    return PATHS.sub(lambda found: found["data"] or "…/", text)
+
+
+def _strip_paths(output: dict) -> None:
+    """Leaves of every path its last part."""
+    for holder, key in (
+        (output, "text"),
+        (output, "traceback"),
+        (output.get("data", {}), "text/plain"),
+        (output.get("data", {}), "text/html"),
+    ):
+        value = holder.get(key)
+        if isinstance(value, str):
+            holder[key] = _without_paths(value)
+        elif isinstance(value, list):
+            holder[key] = [_without_paths(part) for part in value]
+
+
+def _ran_with(parameters: Mapping[str, object]) -> str:
+    """The parameters that it was run with, but those left empty, as HTML."""
+    given = {name: value for name, value in parameters.items() if value not in ("", None)}
+    said = ", ".join(f"{name} = {value!r}" for name, value in given.items())
+    return f'<p class="snb-ran">Run with {html.escape(_without_paths(said))}.</p>' if said else ""
+
+
+def _links(pages: Mapping[str, str], here: str) -> str:
+    """The way to the index and to the pages beside this one, as HTML; `pages` are names by id."""
+    ids = list(pages)
+    place = ids.index(here)
+    ways = [("index", "all pages")]
+    ways += [(one, f"◀ {pages[one]}") for one in ids[max(place - 1, 0) : place]]
+    ways += [(one, f"{pages[one]} ▶") for one in ids[place + 1 : place + 2]]
+    each = "".join(f'<a href="{html.escape(to)}.html">{html.escape(name)}</a>' for to, name in ways)
+    return f'<nav class="snb-pages" aria-label="pages">{each}</nav>'
+
+
+def _plotly() -> str:
+    import plotly.offline
+
+    return plotly.offline.get_plotlyjs().replace("</script", "<\\/script")
+
+
+def _of_template(exporter: Any, name: str) -> str:
+    """The text of a file of nbconvert's template."""
+    return exporter.environment.loader.get_source(exporter.environment, name)[0]
 
 
 def _figure(data: Mapping) -> str:
@@ -101,24 +187,6 @@ def _figure(data: Mapping) -> str:
 
     figure = plotly.io.from_json(json.dumps(data), skip_invalid=True)
     return plotly.io.to_html(figure, include_plotlyjs=False, full_html=False)
-
-
-def _offline(body: str, figures: bool) -> str:
-    """Scripts from elsewhere out, plotly's own in once; words that can be read on a beamer."""
-    body = re.sub(r'<script[^>]*\ssrc="[^"]*"[^>]*>\s*</script>', "", body)
-    body = re.sub(
-        r'<script type="module">(?:(?!</script>).)*?mermaid.*?</script>', "", body, flags=re.S
-    )
-    body = re.sub(
-        r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "", body, flags=re.S
-    )
-    head = DARKER
-    if figures:
-        import plotly.offline
-
-        script = plotly.offline.get_plotlyjs().replace("</script", "<\\/script")
-        head += f"<script>{script}</script>"
-    return body.replace("</head>", f"{head}</head>", 1)
 
 
 def _with_formulas(text: str) -> str:
@@ -151,7 +219,7 @@ def _entry(row: Mapping, link: str | None, thumbnail: str) -> str:
     title = f'<a href="{html.escape(link)}">{name}</a>' if link else name
     state = "" if row["status"] == "ok" else f'<p class="failed">{html.escape(row["error"])}</p>'
     figures = "".join(
-        f"<dt>{html.escape(key)}</dt><dd>{_short(value)}</dd>"
+        f"<dt>{html.escape(key.replace('_', ' '))}</dt><dd>{_short(value)}</dd>"
         for key, value in list(row["headline"].items())[:6]
     )
     return (

@@ -20,7 +20,8 @@ UNSET = "/OWNER/"
 # The same in every notebook. On Colab a notebook comes alone, so it has to fetch the rest; nothing
 # that Colab has is replaced (`--no-deps`).
 SETUP = """\
-# @title Set-up: finds specnb, in the repository around or installed; on Colab it is fetched.
+# @title Set-up: run this cell first
+# Finds specnb, in the repository around or installed; on Colab it is fetched.
 import importlib.util
 import os
 import subprocess
@@ -63,6 +64,9 @@ BINDER_BADGE = "https://mybinder.org/badge_logo.svg"
 PAGES_BADGE = "https://img.shields.io/badge/read-the%20pages-blue"
 
 
+FOLD = {"cellView": "form", "jupyter": {"source_hidden": True}}  # Colab, JupyterLab
+
+
 def write_address(folder: Path = ROOT) -> int:
     """Writes set-up cells, Colab badges, and the marked parts of README; how many notebooks.
 
@@ -95,6 +99,7 @@ def _write_setup(book: dict[str, Any], name: str, repo: str) -> None:
     cells = [cell for cell in book["cells"] if "setup" in cell["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"{name}: {len(cells)} cells tagged setup; there must be one")
+    cells[0]["metadata"] = {**FOLD, **cells[0]["metadata"]}  # one line of it is seen
     cells[0]["source"] = SETUP.format(repo=repo, tag=f"v{__version__}").splitlines(keepends=True)
 
 

@@ -1,7 +1,7 @@
 """What a reader writes for a drafter of one's own, and its judges: `exact.law`, and calls counted.
 
-    bold_draw(probs, draw) -> (token, declared probs)
-    next_probs(text, vocab_size) -> probs [vocab], or None where nothing is proposed
+bold_draw(probs, draw) -> (token, declared probs)
+next_probs(text, vocab_size) -> probs [vocab], or None where nothing is proposed
 """
 
 from __future__ import annotations

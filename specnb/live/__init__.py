@@ -5,7 +5,8 @@ widget: nbclient answers one on the socket on which it awaits the end of the cel
 that wake-up is lost, so that a run by papermill never ends.
 """
 
+from specnb.live.shown import VIEWS
 from specnb.live.sliders import Sliders, sliders
-from specnb.live.workbench import MODES, VIEWS, Workbench, workbench
+from specnb.live.workbench import MODES, Workbench, workbench
 
 __all__ = ["MODES", "VIEWS", "Sliders", "Workbench", "sliders", "workbench"]

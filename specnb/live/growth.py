@@ -58,11 +58,17 @@ class Work:
     """One piece of work at a time, given as an iterator that does a block of it per step.
 
     What is quick is done at once. What is slow goes on between the kernel's messages; a new
-    `start` stops it, at the end of its block. `words` say what the reader asked for.
+    `start` stops it, at the end of its block. `words` say what the reader asked for; `fail` shows
+    an exception that comes after `start` has returned, by default in the page.
     """
 
-    def __init__(self, page: Page, words: Callable[[], str]):
-        self._page, self._words = page, words
+    def __init__(
+        self,
+        page: Page,
+        words: Callable[[], str],
+        fail: Callable[[Exception], None] | None = None,
+    ):
+        self._page, self._words, self._fail = page, words, fail or page.fail
         self._steps: Iterator[Progress] | None = None  # under way
         self._lock = threading.RLock()  # JupyterLab may bring a move on another thread
         self._began_s = self._redraw_s = 0.0  # on the clock of `time.perf_counter`
@@ -103,7 +109,7 @@ class Work:
                 for _ in steps or ():
                     pass
             except Exception as error:
-                self._page.fail(error)
+                self._fail(error)
 
     def _next(self, steps: Iterator[Progress]) -> Progress | None:
         """One step; None where there is none left, or where other work has taken its place."""
@@ -135,7 +141,7 @@ class Work:
                     if time.perf_counter() > self._redraw_s:
                         self._draw(at)
             except Exception as error:  # of a drafter of the reader's own, for one
-                self._page.fail(error)
+                self._fail(error)
                 return
         loop.call_later(LOOK_S, self._go_on, loop, steps)
 

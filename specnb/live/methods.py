@@ -1,8 +1,10 @@
-"""The panel's methods by name, and their controls; a text has the controls of its knobs."""
+"""The panel's methods by name, each a text of `specnb.methods` with places for the controls."""
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,31 +13,37 @@ from typing import Any
 import ipywidgets as w
 
 from specnb import knobs, methods
-from specnb.drafters import Chain, Drafter, GumbelTopK, IIDTree, PromptLookup, StochasticBeam
+from specnb.drafters import Drafter
 from specnb.live.page import LABELLED, NARROW, named, show
 from specnb.models.base import Pair
-from specnb.stopping import AdaEDL, MaxConfidence
 
-LONGEST = 16  # draft length that a slider offers
-LONGEST_NGRAM = 8
 MOST_NODES = 128  # of a tree that a slider may ask for: it is drawn, and drafted while one waits
-OWN, LOOKUP = "own class", "prompt lookup"
+OWN, LOOKUP, PLAIN = "own class", "prompt lookup", "plain decoding"
+# The one list: a name, and the text of the method. A control stands behind the knob that it is
+# for, so that a slider keeps its place from one method to the next.
+TEXTS = {
+    "chain": "Chain(draft_length={draft_length})",
+    "AdaEDL": "Chain(draft_length={draft_length}, stop=AdaEDL(threshold={threshold}))",
+    "MaxConfidence": (
+        "Chain(draft_length={draft_length}, stop=MaxConfidence(threshold={threshold}))"
+    ),
+    "RSD-C": "GumbelTopK(branching={branching})",
+    "RSD-S": "StochasticBeam(width={width}, depth={draft_length})",
+    "iid tree": "IIDTree(branching={branching})",
+    LOOKUP: "PromptLookup(ngram={ngram}, length={draft_length})",
+    PLAIN: "NoDraft()",
+    OWN: "{path}",
+}
+SETTING = re.compile(r"(\w+)=\{(\w+)\}")  # a knob, and its control
 # A method by its name in the panel, and the controls that it listens to.
 METHODS = {
-    "chain": ("draft_length",),
-    "AdaEDL": ("draft_length", "threshold"),
-    "MaxConfidence": ("draft_length", "threshold"),
-    "RSD-C": ("branching",),
-    "RSD-S": ("width", "draft_length"),
-    "iid tree": ("branching",),
-    LOOKUP: ("ngram", "draft_length"),
-    OWN: ("path",),
-}
+    name: tuple(control for _, control in SETTING.findall(text)) for name, text in TEXTS.items()
+} | {OWN: ("path",)}
 
 
 def methods_for(pair: Pair) -> tuple[str, ...]:
     """The methods that can draft for a pair: without a draft model, those that need none."""
-    return tuple(METHODS) if pair.draft else (LOOKUP, OWN)
+    return tuple(METHODS) if pair.draft else (LOOKUP, PLAIN, OWN)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,18 @@ class Method:
         words = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in METHODS[self.name]]
         return ", ".join([self.name, *words])
 
+    @property
+    def short(self) -> str:
+        """The method in a narrow column: its name and its numbers."""
+        if self.name == OWN:
+            return str(self)
+        return f"{self.name} {', '.join(str(getattr(self, name)) for name in METHODS[self.name])}"
+
+    @property
+    def open(self) -> bool:
+        """Whether the reader has still to say which class it is."""
+        return self.name == OWN and not self.path.strip()
+
     def fitted(self, pair: Pair) -> Method:
         """This method, or with the same settings the first one that can draft for the pair."""
         able = methods_for(pair)
@@ -67,25 +87,38 @@ class Method:
 
     def drafter(self) -> Drafter:
         """The drafter; ValueError in words where the controls describe none."""
-        if self.name == OWN:
-            return methods.method(self.path)
-        if self.name in ("RSD-C", "iid tree"):
-            shape = knobs.shape_of(self.branching)
-            nodes = sum(math.prod(shape[:level]) for level in range(1, len(shape) + 1))
-            if nodes > MOST_NODES:
-                raise ValueError(
-                    f"branching={self.branching!r}: that is {nodes} nodes per target call; "
-                    f"give at most {MOST_NODES}"
-                )
-            return (GumbelTopK if self.name == "RSD-C" else IIDTree)(shape)
-        if self.name == "RSD-S":
-            return StochasticBeam(self.width, self.draft_length)
-        if self.name == LOOKUP:
-            return PromptLookup(self.ngram, self.draft_length)
-        rules = {"AdaEDL": AdaEDL, "MaxConfidence": MaxConfidence}
-        if self.name in rules:
-            return Chain(self.draft_length, stop=rules[self.name](self.threshold))
-        return Chain(self.draft_length)
+        return methods.method(self.text())
+
+    def text(self) -> str:
+        """The text of the drafter, as `specnb.methods` reads it."""
+        values = {name: getattr(self, name) for name in METHODS[self.name]}
+        if "branching" in values:
+            values["branching"] = _shape(self.branching)
+        return TEXTS[self.name].format(**values)
+
+
+def _shape(branching: str) -> tuple[int, ...]:
+    shape = knobs.shape_of(branching)
+    nodes = sum(math.prod(shape[:level]) for level in range(1, len(shape) + 1))
+    if nodes > MOST_NODES:
+        raise ValueError(
+            f"branching={branching!r}: that is {nodes} nodes per target call; "
+            f"give at most {MOST_NODES}"
+        )
+    return shape
+
+
+@functools.cache
+def _declared() -> dict[str, knobs.Knob]:
+    """The knob behind each control: that of the first method that listens to it."""
+    found: dict[str, knobs.Knob] = {}
+    for name, text in TEXTS.items():
+        if settings := SETTING.findall(text):
+            made = methods.knobs_in(Method(name).text())
+            by_name = {full.rpartition(".")[2]: knob for full, (knob, _) in made.items()}
+            for knob, control in settings:
+                found.setdefault(control, by_name[knob])
+    return found
 
 
 class MethodControls(w.VBox):
@@ -93,39 +126,20 @@ class MethodControls(w.VBox):
 
     def __init__(self, method: Method, label: str, offered: Sequence[str] = tuple(METHODS)):
         look = {"style": LABELLED, "layout": NARROW}
-        late = {"continuous_update": False, **look}
-        longest = max(LONGEST, method.draft_length)
         self.method = w.Dropdown(
             options=list(offered), value=method.name, description=label, **look
         )
         self.controls: dict[str, Any] = {
-            "draft_length": w.IntSlider(
-                method.draft_length, min=1, max=longest, description="draft length", **late
-            ),
-            "threshold": w.FloatSlider(
-                value=method.threshold,
-                min=min(0, method.threshold),
-                max=max(1, method.threshold),
-                step=0.05,
-                description="threshold",
-                **late,
-            ),
-            "branching": w.Text(value=method.branching, description="branching", **late),
-            "width": w.IntSlider(
-                method.width, min=1, max=max(8, method.width), description="width", **late
-            ),
-            "ngram": w.IntSlider(
-                method.ngram,
-                min=1,
-                max=max(LONGEST_NGRAM, method.ngram),
-                description="ngram",
-                **late,
-            ),
-            "path": w.Text(
-                value=method.path, description="class", placeholder="package:Class", **late
-            ),
+            name: _control(name, knob, getattr(method, name)) for name, knob in _declared().items()
         }
-        named(method=self.method, **self.controls)
+        self.controls["path"] = w.Text(
+            value=method.path,
+            description="class",
+            placeholder="package:Class",
+            continuous_update=False,
+            **look,
+        )
+        named(method=self.method, path=self.controls["path"])
         self.knobs = w.VBox()  # of the method that the text names
         self._written = ""  # the text that the knobs themselves have made
         self._fit(None)
@@ -190,6 +204,8 @@ def _control(name: str, knob: knobs.Knob, value: Any) -> w.DOMWidget | None:
         made = w.Checkbox(value=value, indent=False, **look)
     elif knob.kind in (knobs.CHOICE, knobs.RULE) and len(knob.choices) > 1:
         made = w.Dropdown(options=list(knob.choices), value=value, **look)
+    elif knob.kind == knobs.WHOLES and isinstance(value, str):  # as the panel writes them: 3,2,1
+        made = w.Text(value=value, continuous_update=False, **look)
     if made is not None:
         named(**{name.replace(".", "_"): made})
     return made

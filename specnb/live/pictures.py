@@ -80,7 +80,7 @@ class PictureChooser(w.VBox):
         self.new.on_click(page.on(self._take_new))
         self.file.observe(page.on(self._take_file), names="value")
         self.task.observe(page.on(self._take_task), names="value")
-        self.prompt.observe(page.on(changed), names="value")
+        self.prompt.observe(page.on(self._take_prompt), names="value")
         row = w.HBox([self.thumbs, w.VBox([self.new, self.file])], layout=WRAPPED)
         super().__init__([self._rules, row, self.task, self.prompt])
 
@@ -133,12 +133,23 @@ class PictureChooser(w.VBox):
         )
 
     def _offer(self) -> None:
-        """The tasks of the chosen picture, the one that was on if it has it, and its prompt."""
+        """The tasks of the chosen picture, the one that was on if it has it, and its prompt; a
+        prompt in own words stays."""
         with self._page.silent():
             prompts, wanted = self._choices[self._chosen].prompts, self.task.value
             self.task.options = [*prompts, OWN_WORDS]
-            self.task.value = wanted if wanted in prompts else next(iter(prompts))
-            self.prompt.value = prompts[self.task.value]
+            known = wanted in (*prompts, OWN_WORDS)
+            self.task.value = wanted if known else next(iter(prompts))
+            if self.task.value != OWN_WORDS:
+                self.prompt.value = prompts[self.task.value]
+
+    def reset(self) -> None:
+        """The first picture and its first prompt; nobody hears of it."""
+        self._chosen = 0
+        with self._page.silent():
+            self.task.value = None
+        self._draw()
+        self._offer()
 
     def _take(self, index: int) -> None:
         self._chosen = index
@@ -152,6 +163,14 @@ class PictureChooser(w.VBox):
             with self._page.silent():
                 self.prompt.value = prompt
             self._changed()
+
+    def _take_prompt(self) -> None:
+        """The task is the one whose prompt it is, or none."""
+        prompts = self._choices[self._chosen].prompts
+        tasks = (task for task, prompt in prompts.items() if prompt == self.prompt.value)
+        with self._page.silent():
+            self.task.value = next(tasks, OWN_WORDS)
+        self._changed()
 
     def _add(self, choice: PictureChoice) -> None:
         if len(self._choices) >= MOST:

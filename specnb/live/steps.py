@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import ipywidgets as w
@@ -12,9 +14,11 @@ from specnb.live.page import NARROW, PLAIN, WRAPPED, Page, named
 from specnb.models.base import Model
 from specnb.record import TokenRow
 from specnb.session import Stepper
-from specnb.views.style import counted, visible
+from specnb.views.style import counted, number, visible
 
 LIKELY = 10  # tokens offered to go on with
+PACE_S = 1.5  # between two steps that are played
+PLAY, PAUSE = "play ▶▶", "pause ❚❚"
 SAID = {
     "draft": "Draft: the drafter has guessed {n} tokens; the target has not looked yet.",
     "verify": "Verify: one call of the target scored all {n} at once. Each is held against a "
@@ -39,25 +43,67 @@ class StepControls(w.VBox):
         auto = {"layout": {"width": "auto"}}
         self.back = w.Button(description="◀ back", **auto)
         self.next = w.Button(description="next ▶", **auto)
+        self.play = w.Button(description=PLAY, **auto)
+        self._playing: object | None = None  # this turn at it
         self.force = w.Button(description="force it", **auto)
         look = {"style": PLAIN, "layout": NARROW}
         self.likely = w.Dropdown(description="or go on with", **look)
         self.words = w.Text(description="or in own words", continuous_update=False, **look)
         named(
-            back=self.back, next=self.next, force=self.force, likely=self.likely, words=self.words
+            back=self.back,
+            next=self.next,
+            play=self.play,
+            force=self.force,
+            likely=self.likely,
+            words=self.words,
         )
         self.back.on_click(page.on(lambda: self._move(self.stepper.back)))
         self.next.on_click(page.on(lambda: self._move(self.stepper.next)))
+        self.play.on_click(page.on(self._play))
         self.force.on_click(page.on(lambda: self._move(self._force)))
         by_hand = w.HBox([self.likely, self.words, self.force], layout=WRAPPED)
-        super().__init__([w.HBox([self.back, self.next]), by_hand])
+        super().__init__([w.HBox([self.back, self.next, self.play]), by_hand])
 
     def begin(self, stepper: Stepper, model: Model) -> None:
         """A new run, its first block drafted."""
+        self.pause()
         stepper.next()
         self.stepper, self._model = stepper, model
 
+    def pause(self) -> None:
+        """Nothing goes on by itself any more."""
+        self._playing, self.play.description = None, PLAY
+
+    def _play(self) -> None:
+        if self._playing is not None:
+            return self.pause()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # plain Python: nobody could press pause
+            while not self.stepper.ended:
+                self._move(self.stepper.next)
+            return
+        self._playing = turn = object()
+        self.play.description = PAUSE
+        self._go_on(loop, turn)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop, turn: object) -> None:
+        if self._playing is not turn:
+            return
+        try:
+            self._step(self.stepper.next)
+        except Exception as error:  # of a drafter of the reader's own, for one
+            self.pause()
+            return self._page.fail(error)
+        if self.stepper.ended:
+            return self.pause()
+        loop.call_later(PACE_S, self._go_on, loop, turn)
+
     def _move(self, action: Callable[[], None]) -> None:
+        self.pause()
+        self._step(action)
+
+    def _step(self, action: Callable[[], None]) -> None:
         self._page.clear()
         try:
             action()
@@ -67,17 +113,30 @@ class StepControls(w.VBox):
     def _force(self) -> None:
         ids = [self.likely.value]
         if self.words.value:
-            ids = self._model.tokenizer.encode(self.words.value, add_special_tokens=False)
+            words = self._apart() + self.words.value
+            ids = self._model.tokenizer.encode(words, add_special_tokens=False)
         for token_id in ids:
             self.stepper.force(token_id)
         self.words.value = ""
+
+    def _apart(self) -> str:
+        """The space between the text and the words typed behind it, where one is missing."""
+        first, text = self.words.value[0], self.stepper.text
+        wide = unicodedata.east_asian_width(first) in "WF"  # such scripts leave none
+        if not first.isalnum() or wide:
+            return ""
+        if not text.blocks:  # then as the target itself would begin
+            likeliest = int(self.stepper.next_token_law().argmax())
+            return " " if self._model.piece(likeliest).startswith(" ") else ""
+        return "" if text.record().text[-1:].isspace() else " "
 
     def shown(self) -> str:
         """The text so far and the open block in its phase, as HTML; fits the buttons to it."""
         stepper, parts = self.stepper, []
         if stepper.text.blocks:
-            title = f"the text after {counted(stepper.shown, 'target call')}"
-            parts.append(views.tokens(stepper.text.record(), title=title)._repr_html_())
+            record = stepper.text.record()
+            title = f"the text after {counted(len(record.calls), 'target call')}"
+            parts.append(views.tokens(record, title=title)._repr_html_())
         if stepper.block is not None:
             record = stepper.block.record()
             rows = [row for row in record.tokens if row.block == stepper.shown]
@@ -92,7 +151,7 @@ class StepControls(w.VBox):
         with self._page.silent():
             self.likely.options = [("–", None)] if stepper.ended else self._offers()
             self.likely.value = self.likely.options[0][1]
-        self.next.disabled = self.force.disabled = stepper.ended
+        self.next.disabled = self.play.disabled = self.force.disabled = stepper.ended
         self.back.disabled = stepper.shown == 0 and stepper.phase == "commit"
         return "".join(parts)
 
@@ -127,10 +186,10 @@ def _looks(rows: Sequence[TokenRow]) -> str:
     lines = [
         (
             visible(row.text),
-            f"{row.target_prob:.3f}",
-            f"{row.draft_prob:.3f}",
-            f"{row.accept_prob:.3f}",
-            f"{row.uniform:.3f}",
+            number(row.target_prob),
+            number(row.draft_prob),
+            number(row.accept_prob),
+            number(row.uniform),
             row.verdict,
         )
         for row in rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,12 +13,12 @@ import ipywidgets as w
 
 from specnb import views
 from specnb.decode import Decoding, Request
+from specnb.live.drawing import Drawing
 from specnb.live.growth import Progress, Work, progress, stepped
-from specnb.live.lacks import NO_RATIO, lacks_of
-from specnb.live.methods import OWN, Method, MethodControls, methods_for
+from specnb.live.lacks import lacks_of
+from specnb.live.methods import OWN, PLAIN, Method, MethodControls, methods_for
 from specnb.live.page import (
     LABELLED,
-    NARROW,
     WIDE,
     WRAPPED,
     Page,
@@ -28,8 +28,9 @@ from specnb.live.page import (
     show,
 )
 from specnb.live.pictures import PictureChooser
-from specnb.live.pointed import draw_distributions
+from specnb.live.shown import BESIDE, RUN, SHOWN, TOKEN, VIEWS, Shown, views_of
 from specnb.live.steps import StepControls
+from specnb.live.trail import Trail, in_short, move_of
 from specnb.models import load_pair
 from specnb.models.base import Pair
 from specnb.record import Record, TokenRow
@@ -37,8 +38,10 @@ from specnb.sampling import Sampling
 from specnb.session import Session, Stepper
 from specnb.views.style import by_block
 
-VIEWS = ("tokens", "figures", "time", "tree", "laws")
 MODES = ("whole text", "step by step", "compare")
+NAME_IT = "Which class? Write package:Class, or a method such as Chain(16, stop=AdaEDL(0.5))."
+# What stands there still while the controls say something else already.
+OLD = "<style>.snb-old{filter:grayscale(1) opacity(.6)}</style>"
 
 
 class Workbench(w.VBox):
@@ -59,34 +62,16 @@ class Workbench(w.VBox):
         self._n_moves = self._cursor = 0
         self._decoding: Decoding | None = None
         self._record: Record | None = None
-        self.work = Work(self.page, self._words)
+        self.work = Work(self.page, self._words, self._failed)
         sees, offered = pair.target.sees_images, methods_for(pair)
         self.chooser = PictureChooser(items, self.page, self._refresh, sees)
         self.lacks = w.HTML(layout=WIDE)
         self.a = MethodControls(method, "method", offered)
         self.b = MethodControls(other, "against", offered)
         self.steps = StepControls(self.page, self._show_step)
-        late = {"continuous_update": False, "style": LABELLED, "layout": NARROW}
-        self.drawing = {
-            "temperature": w.FloatSlider(
-                value=sampling.temperature,
-                min=0,
-                max=max(2.0, sampling.temperature),
-                step=0.1,
-                description="temperature",
-                **late,
-            ),
-            "top_p": w.FloatSlider(
-                value=sampling.top_p,
-                min=min(0.05, sampling.top_p),
-                max=1,
-                step=0.05,
-                description="top-p",
-                **late,
-            ),
-            "new_tokens": w.IntSlider(64, min=8, max=128, step=8, description="new tokens", **late),
-            "seed": w.BoundedIntText(seed, min=0, max=10**9, description="seed", **late),
-        }
+        self._drawing = Drawing(sampling, seed)
+        self.drawing = self._drawing.controls
+        self.trail = Trail()
         auto = {"layout": {"width": "auto"}}
         self.mode = w.ToggleButtons(options=MODES, value=mode, style={"button_width": "auto"})
         self.toggles = {
@@ -105,16 +90,20 @@ class Workbench(w.VBox):
             "draft": w.Text(value=draft, description="draft", **path),
         }
         self.load = w.Button(description="load models", **auto)
+        self.reset = w.Button(description="reset", **auto)
         # No accordion: its header cannot be reached by keyboard, and is too pale.
         self.models = w.ToggleButton(description="models", **auto)
         fields = [*self.paths.values(), w.HBox([self.load])]
         self._model_rows = w.VBox(fields, layout={"display": "none"})
+        self.short = w.HTML(layout=WIDE)  # the figures of what is shown, in a line
         self.views = {name: w.HTML(layout=WIDE) for name in ("step", "aligned", *VIEWS)}
-        named(mode=self.mode, load=self.load, models=self.models, **self.drawing, **self.paths)
+        buttons = {"load": self.load, "models": self.models, "reset": self.reset}
+        named(mode=self.mode, **buttons, **self.paths)
         self._toggle_row = w.HBox([w.Label("show"), *self.toggles.values()])
         self._arrow_row = w.HBox(list(self.arrows.values()))
         self._say_lacks()
         super().__init__(self._rows())
+        self._first = {control: control.value for control in self._controls()}
         self.add_class("snb-workbench")
         self._observe()
         self._refresh()
@@ -123,21 +112,29 @@ class Workbench(w.VBox):
 
     def _rows(self) -> list[w.DOMWidget]:
         """From top to bottom: what is asked, how it is drafted and drawn, what is seen."""
-        drawing = w.VBox(list(self.drawing.values()))
+        first = w.VBox([self.a, self._drawing])
+        mode = [self.mode, self._toggle_row, w.HBox([self.reset, self.trail.forget])]
         return [
+            w.HTML(OLD, layout={"display": "none"}),
             w.HBox([self.chooser.picture, self.chooser], layout=WRAPPED),
             self.lacks,
-            w.HBox([self.a, self.b, drawing], layout=WRAPPED),
-            w.HBox([self.mode, self._toggle_row], layout=WRAPPED | {"align_items": "center"}),
+            w.HBox([first, self.b, self.trail], layout=WRAPPED),
+            w.HBox(mode, layout=WRAPPED | {"align_items": "center"}),
             self.steps,
+            self.short,
             self.page.status,
             self.page.alert,
-            *(self.views[name] for name in ("step", "tokens", "aligned", "figures", "time")),
+            *(self.views[name] for name in ("step", *views_of(RUN), "aligned", *views_of(BESIDE))),
             self._arrow_row,
-            *(self.views[name] for name in ("tree", "laws")),
+            *(self.views[name] for name in views_of(TOKEN)),
             w.HBox([self.models]),
             self._model_rows,
         ]
+
+    def _controls(self) -> list[Any]:
+        """What a move may change, but the picture and its prompt."""
+        methods = [*self.a.all(), *self.b.all()]
+        return [*methods, *self.drawing.values(), self.mode, *self.toggles.values()]
 
     def _observe(self) -> None:
         for control in [*self.drawing.values(), self.mode, *self.a.all(), *self.b.all()]:
@@ -148,6 +145,7 @@ class Workbench(w.VBox):
             button.on_click(self.page.on(partial(self._point, what, way)))
         self.models.observe(lambda change: show(self._model_rows, change["new"]), names="value")
         self.load.on_click(self.page.on(self._load))
+        self.reset.on_click(self.page.on(self._start_again))
 
     # ---- what is asked for
 
@@ -201,23 +199,59 @@ class Workbench(w.VBox):
     def _fit(self) -> None:
         """Shows the rows of the mode that is on, and hides the others."""
         whole, step, compare = (self.mode.value == mode for mode in MODES)
-        on = {name: toggle.value for name, toggle in self.toggles.items()}
+        on = {name: whole and toggle.value for name, toggle in self.toggles.items()}
         show(self.b, compare)
         show(self._toggle_row, whole)
         show(self.steps, step)
-        show(self._arrow_row, whole and (on["tree"] or on["laws"]))
+        show(self.short, not step)
+        show(self.trail, not step)
+        show(self.trail.forget, not step)
+        show(self._arrow_row, any(on[name] for name in views_of(TOKEN)))
         show(self.views["step"], step)
         show(self.views["aligned"], compare)
         for name in VIEWS:
-            show(self.views[name], whole and on[name] or compare and name in ("figures", "time"))
+            show(self.views[name], on[name] or compare and SHOWN[name].needs == BESIDE)
+        if not step:
+            self.steps.pause()
 
     def _refresh(self) -> None:
         """Decodes what the controls say, and shows it."""
+        asked = [self.a.value()] + [self.b.value()] * (self.mode.value == MODES[2])
+        if any(method.open for method in asked):
+            return self._wait()
         try:
             self.page.say("working …")
             self.work.start(self._timed(self._moved()))
         except Exception as error:  # whatever a drafter of the reader's own may raise
-            self.page.fail(error)
+            self._failed(error)
+
+    def _wait(self) -> None:
+        """Nothing to decode yet: the reader has still to write which class."""
+        self.work.stop()
+        self._record = None
+        self._fit()
+        self.page.clear()
+        self.page.say(NAME_IT)
+        self._make_old()
+
+    def _failed(self, error: Exception) -> None:
+        self.page.fail(error)
+        self._make_old()
+
+    def _make_old(self) -> None:
+        """What stands there belongs to the move before."""
+        for view in (self.short, *self.views.values()):
+            view.add_class("snb-old")
+
+    def _start_again(self) -> None:
+        """Every control as it was at first, and no moves."""
+        with self.page.silent():
+            for control, value in self._first.items():
+                if value in getattr(control, "options", [value]):  # another pair may lack it
+                    control.value = value
+            self.chooser.reset()
+        self.trail.moves = []
+        self._refresh()
 
     def _redraw(self) -> None:
         """Shows the same run in the views that are on; one under way comes to them by itself."""
@@ -242,9 +276,20 @@ class Workbench(w.VBox):
     def _show(self, name: str, shown: Any, **more: Any) -> None:
         text = shown if isinstance(shown, str) else shown._repr_html_()
         self.views[name].value = framed(text, self.state | more, name)
+        self.views[name].remove_class("snb-old")
+
+    def _show_short(self, records: Mapping[str, Record]) -> None:
+        self.short.value = in_short(records)
+        self.short.remove_class("snb-old")
 
     def _is_on(self, name: str) -> bool:
         return self.views[name].layout.display != "none"
+
+    def _draw(self, needs: str, shown: Shown) -> None:
+        """The views of a kind that are on."""
+        more = {"so_far": True} if shown.so_far else {}
+        for name in filter(self._is_on, views_of(needs)):
+            self._show(name, SHOWN[name].draw(shown), **more)
 
     def _stepwise(self) -> Iterator[Progress]:
         request, drafter = self.request, self.a.value().drafter()
@@ -258,34 +303,44 @@ class Workbench(w.VBox):
         name, run = str(method), self._session.begin(self.request, method.drafter())
 
         def show_grown() -> None:
-            for view in ("tree", "laws"):  # else those of the run before would stand there
+            for view in views_of(TOKEN):  # else those of the run before would stand there
                 self.views[view].value = ""
-            record = run.record()
-            if self._is_on("tokens"):
-                self._show("tokens", views.tokens(record, title=f"{name} (so far)"), so_far=True)
-            self._show_measured({name: record}, so_far=True)
+            shown = Shown({name: run.record()}, so_far=True)
+            for needs in (RUN, BESIDE):
+                self._draw(needs, shown)
+            self._show_short(shown.records)
 
         yield from stepped([run], show_grown)
         self._decoding, self._record, self._cursor = run, run.record(), 0
-        yield from self._views()
+        self._draw(RUN, Shown({name: self._record}))  # first: it is what one waits for
+        self._note({name: self._record}, [method])
+        yield from self._views(drawn=True)
 
-    def _views(self) -> Iterator[Progress]:
-        """The run in the views that are on: the strip first, it is what one waits for."""
-        name, record = str(self.a.value()), self._record
-        assert record is not None  # the run has just been made
-        if self._is_on("tokens"):
-            self._show("tokens", views.tokens(record, title=name))
+    def _views(self, drawn: bool = False) -> Iterator[Progress]:
+        """The run in the views that are on, those of the run alone unless they are `drawn`."""
+        assert self._record is not None  # the run has just been made
+        records = {str(self.a.value()): self._record}
+        if not drawn:
+            self._draw(RUN, Shown(records))
         self._show_pointed()
-        if self._is_on("figures") or self._is_on("time"):
-            yield from self._against_plain({name: record}, self.request)
+        if any(map(self._is_on, views_of(BESIDE))):
+            yield from self._against_plain(records, self.request)
+
+    def _note(self, records: Mapping[str, Record], methods: Sequence[Method]) -> None:
+        """A move is done: its figures in a line, and among the moves so far."""
+        self._show_short(records)
+        request, pair = self.request, self._session.pair
+        asked = (request.plain_key, request.seed, pair.target.path, pair.draft and pair.draft.path)
+        runs = zip(methods, records.values(), strict=True)
+        self.trail.note([move_of(one.name, one.short, asked, record) for one, record in runs])
 
     def _compared(self) -> Iterator[Progress]:
         request = self.request
-        names = [str(self.a.value()), str(self.b.value())]
+        methods = [self.a.value(), self.b.value()]
+        names = list(map(str, methods))
         if names[0] == names[1]:
             names[1] += ", again"
-        drafters = [controls.value().drafter() for controls in (self.a, self.b)]
-        runs = [self._session.begin(request, drafter) for drafter in drafters]
+        runs = [self._session.begin(request, method.drafter()) for method in methods]
         title = f"one prompt, seed {request.seed}"
 
         def records() -> dict[str, Record]:
@@ -294,33 +349,30 @@ class Workbench(w.VBox):
         def show_grown() -> None:
             both = records()
             self._show("aligned", views.aligned(both, title=f"{title} (so far)"), so_far=True)
-            self._show_measured(both, so_far=True)
+            self._show_short(both)
+            self._draw(BESIDE, Shown(both, so_far=True))
 
         yield from stepped(runs, show_grown)
         both = records()
         self._show("aligned", views.aligned(both, title=title))
+        self._note(both, methods)
         yield from self._against_plain(both, request)
 
     def _against_plain(self, records: Mapping[str, Record], request: Request) -> Iterator[Progress]:
         """Figures and timeline beside those of the run without drafts."""
+        has_draft_model = self._session.pair.draft is not None
+
+        def shown(plain: Record, so_far: bool = False) -> None:
+            self._draw(BESIDE, Shown(records, so_far, plain, has_draft_model))
+
         for run in self._session.plain_in_steps(request):
-            show_grown = partial(self._show_plain_grown, records, run)
+            show_grown = partial(self._show_plain_grown, shown, run)
             yield progress("plain decoding for comparison", [run], show_grown)
-        self._show_measured(records, self._session.plain(request))
+        shown(self._session.plain(request))
 
-    def _show_plain_grown(self, records: Mapping[str, Record], plain: Decoding) -> None:
-        self._show_measured(records, plain.record(), so_far=True)
-
-    def _show_measured(
-        self, records: Mapping[str, Record], plain: Record | None = None, **more: Any
-    ) -> None:
-        beside = {} if plain is None else {"plain decoding": plain}
-        if self._is_on("figures"):
-            figures = views.figures(records, plain)._repr_html_()
-            lacks = "" if self._session.pair.draft else line(NO_RATIO)
-            self._show("figures", figures + lacks, **more)
-        if self._is_on("time"):
-            self._show("time", views.timeline({**records, **beside}), **more)
+    @staticmethod
+    def _show_plain_grown(shown: Callable[[Record, bool], None], plain: Decoding) -> None:
+        shown(plain.record(), True)
 
     def _show_step(self) -> None:
         self._show("step", self.steps.shown())
@@ -332,11 +384,9 @@ class Workbench(w.VBox):
         """Tree and distributions at the token that the cursor stands on."""
         row = self._rows_in_order()[self._cursor]
         assert self._record is not None and self._decoding is not None  # it has rows
-        if self.toggles["tree"].value:
-            self._show("tree", views.tree(self._record, row.block))
-        if self.toggles["laws"].value:
-            place = f"token {self._cursor + 1} of {len(self._record.tokens)}"
-            self._show("laws", draw_distributions(self._decoding, row, place))
+        place = f"token {self._cursor + 1} of {len(self._record.tokens)}"
+        records = {str(self.a.value()): self._record}
+        self._draw(TOKEN, Shown(records, decoding=self._decoding, row=row, place=place))
 
     def _rows_in_order(self) -> list[TokenRow]:
         assert self._record is not None  # what is pointed at was said
@@ -365,7 +415,10 @@ class Workbench(w.VBox):
         """
         self.work.finish()
         shown = [view.value for view in self.views.values() if view.layout.display != "none"]
-        seen = [] if self.page.error else shown  # else they would be those of the move before
+        old = "snb-old" in self.short._dom_classes  # then they are those of the move before
+        seen = [] if self.page.error or old else shown
+        if not old and self.mode.value != MODES[1]:
+            seen.insert(0, self.short.value)
         asked = html.escape(self.chooser.prompt.value).replace("\n", "<br>")
         return views.Html(
             f'<div class="snb-static"><div><b>{html.escape(self._words())}</b></div>'
@@ -380,7 +433,7 @@ def workbench(
     cfg: Any = None,
     *,
     method: str = "chain",
-    against: str = "chain",
+    against: str = PLAIN,
     views: Sequence[str] = ("tokens", "figures"),
     mode: str = MODES[0],
 ) -> Workbench:
@@ -407,7 +460,7 @@ def workbench(
     second = replace(first, name=against).fitted(pair)
     first = first.fitted(pair)
     if second == first and first.name != OWN:  # or both strips would be the same
-        second = replace(second, draft_length=1)
+        second = replace(second, name=PLAIN if first.name != PLAIN else methods_for(pair)[0])
     return Workbench(
         pair,
         items,

@@ -10,7 +10,7 @@ from typing import Any
 from specnb.record import Record, TokenRow
 from specnb.views.canvas import Html
 from specnb.views.style import summary
-from specnb.views.tokens import REST, style_sheet, token_cell
+from specnb.views.tokens import HINT, rest, style_sheet, token_cell
 
 _CSS = """
 .snb-aligned{max-height:26em;overflow:auto;padding:3px;display:flex;flex-wrap:wrap;gap:9px 3px}
@@ -54,8 +54,9 @@ def aligned(records: Mapping[str, Record], *, title: str = "Side by side") -> Ht
     head = html.escape(title)
     return Html(
         f'<div class="snb-tokens" role="group" aria-label="{head}">{style_sheet(_CSS)}'
-        f'<div class="snb-title">{head}</div>{lines}<div>{_where_they_part(records)}</div>'
-        f'<div class="snb-aligned">{"".join(columns)}</div>{REST}</div>'
+        f'<div class="snb-title">{head}</div>{lines}<div>{_where_they_part(records)} {HINT}</div>'
+        f'<div class="snb-aligned">{"".join(columns)}</div>'
+        f"{rest(runs[0], runs[0].emitted)}</div>"
     )
 
 

@@ -35,7 +35,10 @@ STYLES = {
     "forced": Style("!", "put here by hand, whatever the target thought", "solid",
         ("#6b1f4f", "#f9e6f0", "#b0508a"), ("#f5c6e0", "#43122f", "#cc79a7")),
 }  # fmt: skip
+# Okabe and Ito's, for what is drawn side by side.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CARD = {"light": ("#1b1b1b", "#ffffff", "#8a8a8a"), "dark": ("#eeeeee", "#1e1e1e", "#777777")}
+_LOOKED = ("accepted", "rejected")
 LONGEST = 28  # characters of a token in the strip; the panel shows all of it
 
 
@@ -82,23 +85,48 @@ def counted(n: int, what: str) -> str:
 
 
 def summary(record: Record) -> str:
-    """One line: tokens, target calls, block efficiency, acceptance rate."""
+    """One line: tokens (and how many by hand), target calls, block efficiency, acceptance rate."""
     m = record.metrics
+    by_hand = f" and {record.n_forced} by hand" if record.n_forced else ""
     rate = "nothing drafted"
     if m.acceptance_rate is not None:
         rate = f"acceptance rate {m.acceptance_rate:.0%}"
     efficiency = "–" if m.block_efficiency is None else f"{m.block_efficiency:.2f}"
     return (
-        f"{counted(m.n_tokens, 'token')} in {counted(m.n_target_calls, 'target call')}, "
+        f"{counted(m.n_tokens - record.n_forced, 'token')} in "
+        f"{counted(m.n_target_calls, 'target call')}{by_hand}, "
         f"block efficiency {efficiency}, {rate}"
     )
 
 
 def by_block(record: Record) -> list[tuple[int, list[TokenRow]]]:
-    """(block, rows) in reading order: a rejected token's replacement directly follows it."""
-    last = {"rejected": 0, "accepted": 1}
-    order = sorted(
-        record.tokens,
-        key=lambda r: (r.block, r.verdict == "unexamined", r.depth, last.get(r.verdict, 2)),
-    )
+    """(block, rows) in reading order: siblings stand together, the one that was kept behind the
+    others, the target's own token behind those that it replaces; levels that nobody looked at
+    come last."""
+    looked = {(row.block, row.parent) for row in record.tokens if row.verdict in _LOOKED}
+    last = {"rejected": 0, "unexamined": 1, "accepted": 2}
+
+    def place(row: TokenRow) -> tuple:
+        unseen = row.node >= 0 and (row.block, row.parent) not in looked
+        own = row.node < 0
+        return (row.block, unseen, row.depth, own, row.parent, last.get(row.verdict, 3))
+
+    order = sorted(record.tokens, key=place)
     return [(block, list(rows)) for block, rows in groupby(order, key=lambda row: row.block)]
+
+
+def columns_of(rows: list[TokenRow]) -> list[list[TokenRow]]:
+    """The rows of a block as places of its text: in a tree all candidates for a place together,
+    of levels that nobody looked at all of a level; in a chain every token alone."""
+    columns: list[list[TokenRow]] = []
+    for (depth, _), group in groupby(rows, key=lambda row: (row.depth, row.parent)):
+        found = list(group)
+        before = columns[-1] if columns else []
+        unseen = all(row.verdict == "unexamined" for row in [*before[:1], *before[-1:], *found])
+        if before and unseen and before[0].depth == depth:
+            before.extend(found)
+        else:
+            columns.append(found)
+    if any(sum(row.node >= 0 for row in column) > 1 for column in columns):
+        return columns
+    return [[row] for row in rows]

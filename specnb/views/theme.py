@@ -7,8 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-# Okabe and Ito's colours; markers, dashes and patterns say the same without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from specnb.views.style import COLOURS
+
+# Markers, dashes and patterns say the same as colours.
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 PATTERNS = ("", "/", "x", ".", "\\", "|", "+")

@@ -32,7 +32,7 @@ def timeline(records: Mapping[str, Record]) -> Picture:
         ms, n = 1e3 * spans[name], len(record.token_ids)
         each = f", {ms / n:.1f} ms per token" if n else ""
         parts.append(
-            words(f"{name}: {n} tokens in {ms:.0f} ms, {len(record.blocks)} calls{each}", EDGE, y)
+            words(f"{name}: {n} tokens in {ms:.0f} ms, {len(record.calls)} calls{each}", EDGE, y)
         )
         x = float(EDGE)
         for number, block in enumerate(record.blocks, 1):

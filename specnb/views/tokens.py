@@ -1,19 +1,26 @@
 """A run as a strip of tokens: static HTML from a `Record`, without script or network."""
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 from specnb.record import EMITTED, Record, TokenRow
 from specnb.views.canvas import Html
-from specnb.views.style import CARD, STYLES, by_block, cut, number, summary, visible
+from specnb.views.style import (
+    CARD,
+    STYLES,
+    by_block,
+    columns_of,
+    cut,
+    number,
+    summary,
+    visible,
+)
 
 # Dark themes of JupyterLab, Colab and VS Code. Not the system's preference: an exported page is
 # light whatever the reader's system prefers.
 _DARK = ':is([data-jp-theme-light="false"],html[theme="dark"],.vscode-dark) '
-REST = (
-    '<div class="snb-rest">Point at a token, or step to it with the Tab key: what target and '
-    "draft thought of it is shown here.</div>"
-)
+HINT = "<em>Point at a token, or step to it with the Tab key: the box below speaks of it.</em>"
 _CSS = """
 .snb-tokens{position:relative;box-sizing:border-box;max-width:1100px;margin:4px 0;padding:12px;
  border:1px solid;border-radius:6px;font:15px/1.4 system-ui,"DejaVu Sans",sans-serif;
@@ -27,6 +34,8 @@ _CSS = """
 .snb-number{font-size:12px;align-self:center;padding:0 3px;font-weight:bold}
 .snb-t{display:inline-block;border:1px solid;border-radius:4px;padding:0 4px;cursor:default;
  max-width:100%;overflow-wrap:anywhere}
+.snb-stack{display:flex;flex-direction:column;gap:2px;align-items:stretch;max-width:100%;
+ border-left:3px solid #8a8a8a;border-radius:4px;padding-left:2px}
 .snb-double{border-width:3px;line-height:1.14}
 .snb-text{font-family:"DejaVu Sans Mono",Menlo,Consolas,monospace;font-size:14px;
  unicode-bidi:isolate;white-space:pre-wrap}
@@ -36,7 +45,7 @@ s.snb-text{text-decoration:line-through}
 .snb-t:focus{outline:3px solid #0072b2;outline-offset:1px}
 .snb-rest,.snb-tip{height:12.4em;margin-top:8px;padding:6px 10px;border-radius:4px;font-size:14px;
  border:1px solid #8a8a8a;line-height:1.4}
-.snb-rest{border-style:dashed}
+.snb-rest{border-style:dashed;overflow:auto}
 .snb-tip{display:none;position:absolute;left:12px;right:12px;bottom:12px;overflow:auto}
 .snb-t:focus>.snb-tip{display:block;z-index:1}
 .snb-t:hover>.snb-tip{display:block;z-index:2}
@@ -46,7 +55,7 @@ s.snb-text{text-decoration:line-through}
 .snb-pair{display:flex;justify-content:space-between;gap:8px}
 .snb-pair>:first-child{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .snb-pair>:last-child{font-variant-numeric:tabular-nums}
-@media print{.snb-rest{display:none}.snb-strip{max-height:none}}
+@media print{.snb-strip{max-height:none}}
 """
 
 
@@ -80,26 +89,64 @@ def tokens(record: Record, *, title: str | None = None) -> Html:
         for verdict, style in STYLES.items()
         if verdict in seen
     )
-    strip = "".join(_block(record, *block) for block in by_block(record))
+    strip = "".join(_frame(record, frame) for frame in _frames(record))
     return Html(
         f'<div class="snb-tokens" role="group" aria-label="{name}">{style_sheet()}'
         f'<div><span class="snb-title">{name}</span><span>{summary(record)}</span></div>'
-        f'<div class="snb-legend">{legend}</div>'
+        f'<div class="snb-legend">{legend}<div>{HINT}</div></div>'
         f'<div class="snb-strip">{strip}</div>'
-        f"{REST}</div>"
+        f"{rest(record, record.tokens)}</div>"
     )
 
 
-def _block(record: Record, index: int, rows: list[TokenRow]) -> str:
+def rest(record: Record, rows: Sequence[TokenRow]) -> str:
+    """The box below a strip: the first of `rows` that was turned down, until one points at
+    another."""
+    telling = ("rejected", "correction")
+    row = next((row for verdict in telling for row in rows if row.verdict == verdict), None)
+    row = row or next(iter(rows), None)
+    example = _about(record, row) if row else ""
+    return (  # small screens have to scroll in it, and that needs a focus
+        '<div class="snb-rest" tabindex="0" role="group" '
+        f'aria-label="one token in figures">{example}</div>'
+    )
+
+
+def _frames(record: Record) -> list[list[tuple[int, list[TokenRow]]]]:
+    """Blocks as they are framed: each alone, but what was put in by hand in one go together."""
+    frames: list[list[tuple[int, list[TokenRow]]]] = []
+    before = ""
+    for index, rows in by_block(record):
+        verdict = rows[0].verdict
+        if verdict == before == "forced":
+            frames[-1].append((index, rows))
+        else:
+            frames.append([(index, rows)])
+        before = verdict
+    return frames
+
+
+def _frame(record: Record, blocks: list[tuple[int, list[TokenRow]]]) -> str:
+    rows = [row for _, found in blocks for row in found]
     kept = sum(row.verdict == "accepted" for row in rows)
     emitted = sum(row.verdict in EMITTED for row in rows)
     drafted = sum(row.node >= 0 for row in rows)
-    label = f"block {index + 1}: {drafted} drafted, {kept} accepted, {emitted} emitted"
-    cells = "".join(token_cell(record, row) for row in rows)
+    first, last = blocks[0][0] + 1, blocks[-1][0] + 1
+    number = str(first) if first == last else f"{first}–{last}"
+    label = f"block {number}: {drafted} drafted, {kept} accepted, {emitted} emitted"
+    if rows[0].verdict == "forced":
+        label = f"block {number}: {emitted} put here by hand"
+    cells = "".join(_place(record, column) for column in columns_of(rows))
     return (
         f'<div class="snb-block" role="group" aria-label="{label}">'
-        f'<span class="snb-number" title="{label}">{index + 1}</span>{cells}</div>'
+        f'<span class="snb-number" title="{label}">{number}</span>{cells}</div>'
     )
+
+
+def _place(record: Record, rows: list[TokenRow]) -> str:
+    """One place of the text; what was drafted for it beside what stands there lies above it."""
+    cells = "".join(token_cell(record, row) for row in rows)
+    return cells if len(rows) == 1 else f'<div class="snb-stack">{cells}</div>'
 
 
 def token_cell(record: Record, row: TokenRow) -> str:
@@ -121,6 +168,11 @@ def token_cell(record: Record, row: TokenRow) -> str:
 
 def _tip(record: Record, row: TokenRow) -> str:
     """The panel of one token. `hidden` keeps it shut where a viewer strips the style sheet."""
+    return f'<div class="snb-tip" hidden>{_about(record, row)}</div>'
+
+
+def _about(record: Record, row: TokenRow) -> str:
+    """What target and draft thought of one token."""
     style = STYLES[row.verdict]
     facts = [
         ("target probability", row.target_prob),
@@ -150,10 +202,9 @@ def _tip(record: Record, row: TokenRow) -> str:
         if row.verdict == "accepted" and row.uniform >= row.accept_prob:
             decided += ", but a longer part of the block has passed"
     return (
-        '<div class="snb-tip" hidden>'
         f'<bdi class="snb-text"><b>{html.escape(visible(row.text))}</b></bdi> '
         f"{style.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
-        f'{_meaning(row)}{decided}<div class="snb-laws">{laws}</div></div>'
+        f'{_meaning(row)}{decided}<div class="snb-laws">{laws}</div>'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -13,13 +14,44 @@ from axe import CORNERS, complaints
 from specnb import batch
 from specnb.batch import export
 
-FORMULA = "Then $1 + \\alpha^2$ tokens, `$not$ this`.\n\n```\n$nor$ this\n```\n\n$$\\sqrt{x}$$"
+FORMULA = (
+    "# A page\n\nThen $1 + \\alpha^2$ tokens, `$not$ this`.\n\n"
+    "```\n$nor$ this\n```\n\n$$\\sqrt{x}$$"
+)
 FOLD = "<details><summary>Hint</summary>\n\nTry **this**.\n\n</details>"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9"/></svg>'
 
 
 def output(data) -> nbformat.NotebookNode:
     return nbformat.v4.new_output("display_data", data=data)
+
+
+# A file's folders are the machine's own; what only looks like one is kept.
+TEXT = (
+    "read /home/me/data/models/target and C:\\Users\\me\\x.png; 3/4/5, https://a.b/c/d/e, <b>/x</b>"
+)
+PICTURE = "data:image/png;base64,iVBO+/9j/4AAQ/SkZJ/Rg=="
+
+
+def machinery() -> list[nbformat.NotebookNode]:
+    """Cells of every tag that a reader of a page does not need, and one of them that failed."""
+    cells = []
+    for tag in (*sorted(export.HIDDEN), *sorted(export.WITHOUT_CODE)):
+        cell = nbformat.v4.new_code_cell(f"code_of_{tag.replace('-', '_')}()")
+        cell.metadata["tags"] = [tag]
+        cell.outputs = [nbformat.v4.new_output("stream", text=f"said by {tag}\n")]
+        cells.append(cell)
+    failed = nbformat.v4.new_code_cell("code_that_failed()")
+    failed.metadata["tags"] = ["setup"]
+    failed.outputs = [
+        nbformat.v4.new_output("error", ename="E", evalue="no", traceback=["E: /home/me/a/b.py"])
+    ]
+    paths = nbformat.v4.new_code_cell("paths")
+    paths.outputs = [
+        nbformat.v4.new_output("stream", text=TEXT),
+        output({"text/html": f'<img alt="" src="{PICTURE}"> /home/me/a/b.csv'}),
+    ]
+    return [*cells, failed, paths]
 
 
 @pytest.fixture
@@ -38,13 +70,15 @@ def folder(tmp_path):
         output(figures),
         output({"image/svg+xml": SVG}),
     ]
+    texts = [nbformat.v4.new_markdown_cell(text) for text in (FORMULA, FOLD)]
     book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell(FORMULA), nbformat.v4.new_markdown_cell(FOLD), code],
+        cells=[*texts, code, *machinery()],
         metadata={"widgets": {"big": "state"}},
     )
     nbformat.write(book, tmp_path / "00_one-1.ipynb")
     ran = {"id": "00_one-1", "notebook": "00_one", "seconds": 3.2, "status": "ok", "error": ""}
-    ran |= {"parameters": {}, "measurements": [], "versions": {}}
+    ran |= {"measurements": [], "versions": {}}
+    ran |= {"parameters": {"draft_length": 7, "target": "", "prompts": "/home/me/my/p.jsonl"}}
     not_ran = ran | {
         "id": "01-2",
         "notebook": "01_<b>",
@@ -52,7 +86,7 @@ def folder(tmp_path):
         "status": "failed",
         "error": "no <i>",
     }
-    rows = [ran | {"headline": {"tau": 3.14159}}, not_ran | {"headline": {}}]
+    rows = [ran | {"headline": {"tau_of_all": 3.14159}}, not_ran | {"headline": {}}]
     (tmp_path / "summary.json").write_text(json.dumps(rows))
     return tmp_path
 
@@ -67,6 +101,72 @@ def test_a_page_needs_nothing_from_elsewhere(folder):
     assert "IntSlider" not in body and "A control stands here" in body
     assert '"big"' not in body
     assert "<rect" in body
+
+
+def test_a_page_leaves_the_machinery_out_but_not_what_failed(folder):
+    body = export.write(folder)[0].read_text()
+    text = re.sub("<[^>]*>", "", body)
+    for tag in export.HIDDEN:
+        assert f"code_of_{tag.replace('-', '_')}" not in text and f"said by {tag}" not in text
+    for tag in export.WITHOUT_CODE:  # what a control showed is for the reader
+        assert f"code_of_{tag}" not in text and f"said by {tag}" in text
+    assert "code_that_failed" in text and "paths" in text
+
+
+def test_a_page_names_no_folder_of_the_machine(folder):
+    body = export.write(folder)[0].read_text()
+    text = html.unescape(re.sub("<[^>]*>", "", body))
+    assert "/home/me" not in body and "Users\\" not in body
+    assert "read …/target and …/x.png; 3/4/5, https://a.b/c/d/e, <b>/x</b>" in text
+    assert "E: …/b.py" in text and PICTURE in body and " …/b.csv" in body
+    assert "Run with draft_length = 7, prompts = '…/p.jsonl'." in text
+
+
+def test_pages_lead_to_each_other(folder):
+    rows = json.loads((folder / "summary.json").read_text())
+    for number in (2, 3):
+        (folder / f"0{number}.ipynb").write_bytes((folder / "00_one-1.ipynb").read_bytes())
+        rows.append(rows[0] | {"id": f"0{number}", "notebook": f"0{number}_more"})
+    (folder / "summary.json").write_text(json.dumps(rows))
+    pages = [path.read_text() for path in export.write(folder)[:-1]]
+    links = [re.findall(r"<nav.*?</nav>", body)[0] for body in pages]
+    ways = [re.findall(r'href="(.*?)">(.*?)<', link) for link in links]
+    assert ways[0] == [("index.html", "all pages"), ("02.html", "02_more ▶")]
+    assert ways[1][1:] == [("00_one-1.html", "◀ 00_one"), ("03.html", "03_more ▶")]
+    assert ways[2][1:] == [("02.html", "◀ 02_more")]
+    assert all((folder / to).is_file() for way in ways for to, _ in way)
+
+
+# The lower end of an exponent lies below the upper end of its base, in a font of the page's own.
+SET = """() => { const box = e => e.getBoundingClientRect();
+  const [base, power] = [...document.querySelector('msup').children].map(box);
+  return [[...document.fonts].map(f => f.family.replaceAll('"', '') + ' ' + f.status),
+          power.bottom > base.top && power.top < base.top + base.height / 2
+          && power.height < base.height + 4]; }"""
+GROUND = "() => getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.mark.slow
+def test_a_page_follows_the_readers_scheme_and_sets_its_formulas(folder, chrome, shots):
+    path = export.write(folder)[0]
+    grounds = {}
+    for scheme in ("light", "dark"):
+        context = chrome.new_context(color_scheme=scheme, offline=True)
+        page = context.new_page()
+        page.goto(path.as_uri())
+        page.wait_for_timeout(500)
+        fonts, set_well = page.evaluate(SET)
+        assert fonts == ["STIX Two Math loaded"] and set_well
+        grounds[scheme] = [int(n) for n in re.findall(r"\d+", page.evaluate(GROUND))]
+        dark = page.evaluate("document.documentElement.dataset.jpThemeLight") == "false"
+        turned = page.evaluate("getComputedStyle(document.querySelector('.main-svg')).filter")
+        assert dark is (scheme == "dark") and ("invert" in turned) is dark
+        assert complaints(page, known=CORNERS) == []
+        page.screenshot(path=shots / f"page-{scheme}.png")
+        page.set_viewport_size({"width": 380, "height": 800})
+        assert page.evaluate("document.body.scrollWidth <= window.innerWidth")
+        context.close()
+    assert min(grounds["light"]) > 240 and max(grounds["dark"]) < 40
 
 
 def test_formulas_become_mathml_and_code_does_not(folder):
@@ -84,7 +184,7 @@ def test_folds_keep_what_is_in_them(folder):
 def test_the_index_shows_every_notebook(folder):
     text = export.write(folder)[-1].read_text()
     assert '<a href="00_one-1.html">' in text and "data:image/svg+xml;base64" in text
-    assert "<dt>tau</dt><dd>3.14</dd>" in text
+    assert "<dt>tau of all</dt><dd>3.14</dd>" in text
     assert "01_&lt;b&gt;" in text and "no &lt;i&gt;" in text and '"01_<b>' not in text
 
 
@@ -113,9 +213,11 @@ def test_command_line(folder, capsys):
 def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
     folder, rows = executed
     written = export.write(folder)
-    context = chrome.new_context(viewport={"width": 1280, "height": 2000}, offline=True)
     foreign, errors, inside = [], [], ("file:", "data:", "blob:")
-    for path in written:
+    both = [(path, scheme) for path in written for scheme in ("light", "dark")]
+    for path, scheme in both:
+        size = {"width": 1280, "height": 2000}
+        context = chrome.new_context(viewport=size, color_scheme=scheme, offline=True)
         page = context.new_page()
         page.on("request", lambda r: None if r.url.startswith(inside) else foreign.append(r.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -134,8 +236,7 @@ def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
             assert page.evaluate("document.body.scrollWidth <= window.innerWidth")
         else:
             assert page.locator("li").count() == len(rows) <= page.locator("li img").count() + 1
-        page.screenshot(path=shots / f"page-{path.stem}.png")
+        page.screenshot(path=shots / f"page-{path.stem}-{scheme}.png")
         assert complaints(page, known=CORNERS) == []
-        page.close()
-    context.close()
+        context.close()
     assert foreign == [] and errors == []

@@ -480,6 +480,15 @@ def test_there_are_enough_exercises():
     assert 8 <= len(EXERCISES) <= 12
 
 
+def test_of_the_set_up_one_line_is_seen():
+    """JupyterLab and Colab fold it; `make address` does that to a new notebook."""
+    for path in PATHS:
+        cell = tagged(path, "setup")[0]
+        assert cell.metadata["jupyter"] == {"source_hidden": True}, path.name
+        assert cell.metadata["cellView"] == "form"
+        assert cell.source.startswith("# @title Set-up") and cell.source.count("@title") == 1
+
+
 def test_the_address_stands_in_one_place(tmp_path):
     """pyproject.toml has it; the notebooks are written from there."""
     import shutil
@@ -493,6 +502,7 @@ def test_the_address_stands_in_one_place(tmp_path):
     text = (ROOT / "pyproject.toml").read_text("utf-8").replace("/OWNER/", "/someone/")
     (tmp_path / "pyproject.toml").write_text(text)
     assert notebook.write_address(tmp_path) == len(PATHS)
+    assert notebook.write_address(tmp_path) == len(PATHS)  # again, and nothing is doubled
     for path in PATHS:
         written = tmp_path / "notebooks" / path.name
         assert "github.com/someone/specnb" in tagged(written, "setup")[0].source

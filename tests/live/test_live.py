@@ -22,13 +22,14 @@ from places import TESTS
 
 import specnb as sn
 from specnb import live, session
-from specnb.knobs import shape_of
+from specnb.knobs import knobs_of, shape_of
 from specnb.live import MODES, VIEWS, Workbench, growth, pictures, sliders
 from specnb.live.lacks import NO_DRAFT, NO_EYES, NO_RATIO
-from specnb.live.methods import LOOKUP, METHODS, OWN, Method, MethodControls
+from specnb.live.methods import LOOKUP, METHODS, OWN, PLAIN, Method, MethodControls
 from specnb.live.page import Page
 from specnb.models.base import Context
 from specnb.session import Session, Stepper
+from specnb.views.style import number
 
 # ---- plain sliders
 
@@ -299,6 +300,12 @@ def states(panel) -> dict[str, dict]:
     return found
 
 
+def old(panel) -> set[str]:
+    """The views that are marked as those of a move before."""
+    parts = panel.views | {"short": panel.short}
+    return {name for name, view in parts.items() if "snb-old" in view._dom_classes}
+
+
 def assert_followed(panel, **wanted) -> None:
     assert panel.page.alert.value == ""
     shown = states(panel)
@@ -393,13 +400,18 @@ def test_pictures_tasks_and_prompts(pair, items, forwards):
     asked, used = panel.chooser.prompt.value, forwards["target"]
     panel.chooser.task.value = pictures.OWN_WORDS
     assert panel.chooser.prompt.value == asked
+    panel.chooser.task.value = "caption"
     panel.chooser.prompt.value = "How many things are there?"
     assert forwards["target"] > used
     assert_followed(panel)
+    assert panel.chooser.task.value == pictures.OWN_WORDS
     for _ in range(8):
         panel.chooser.new.click()
     assert len(panel.chooser.thumbs.children) == pictures.MOST
     assert_followed(panel, picture=pictures.MOST)
+    assert panel.chooser.prompt.value == "How many things are there?"  # asked of another picture
+    panel.chooser.prompt.value = panel.chooser._choices[-1].prompts["science"]
+    assert panel.chooser.task.value == "science"
     panel.chooser.prompt.value = "  "
     assert "prompt=" in panel.page.alert.value and "it is empty" in panel.page.alert.value
     panel.chooser.prompt.value = "Describe the picture."
@@ -453,16 +465,22 @@ class Breaks:
 @pytest.mark.weights
 def test_a_drafter_of_ones_own(pair, items):
     panel = bench(pair, items)
-    panel.a.method.value = OWN
-    assert "give package:Class" in panel.page.alert.value
+    before = panel.views["tokens"].value
+    panel.a.method.value = OWN  # nobody can have written yet which: that is no fault
+    assert panel.page.alert.value == "" and panel.page.error is None
+    assert "Which class? Write package:Class" in panel.page.status.value
+    assert panel.views["tokens"].value == before and old(panel) == {*panel.views, "short"}
+    assert "data-view" not in panel.static().html
     panel.a.controls["path"].value = f"{__name__}:Mine"
     assert_followed(panel, method=f"{__name__}:Mine")
+    assert not old(panel) & {*states(panel), "short"}
     assert "computed anew" in panel.views["laws"].value
     panel.a.controls["path"].value = f"{__name__}:Breaks"
     assert "ZeroDivisionError: my &lt;own&gt; bug" in panel.page.alert.value
-    assert "stopped" in panel.page.status.value
+    assert "stopped" in panel.page.status.value and "tokens" in old(panel)
     panel.a.method.value = "chain"
     assert_followed(panel)
+    assert not old(panel) & {*states(panel), "short"}
 
 
 @dataclass(frozen=True)
@@ -544,6 +562,195 @@ def test_compare_shows_both_on_one_seed(pair, items):
     panel.b.method.value = panel.a.method.value
     panel.b.controls["draft_length"].value = panel.a.controls["draft_length"].value
     assert "token for token" in panel.views["aligned"].value  # one method, one seed: one text
+
+
+@pytest.mark.weights
+def test_compare_begins_against_plain_decoding(pair, items):
+    panel = bench(pair, items, mode="compare", views=("figures",))
+    assert panel.b.method.value == PLAIN and panel.b.value().drafter() == sn.drafters.NoDraft()
+    text = words(panel.views["aligned"].value)
+    assert "B plain decoding:" in text and "nothing drafted, 0 drafted in vain" in text
+    # Plain decoding is a column once, not twice.
+    heads = re.findall('<th scope="col">(.*?)</th>', panel.views["figures"].value)
+    assert heads == ["measured on this prompt", str(panel.a.value()), PLAIN]
+    assert bench(pair, items, method=PLAIN, against=PLAIN).b.method.value == "chain"
+
+
+def test_a_slider_has_the_limits_of_its_knob():
+    """They are declared once, on the drafter's field; a method is one line of text."""
+    controls = MethodControls(Method(), "method").controls
+    for made, knob, name in (
+        (sn.Chain, "draft_length", "draft_length"),
+        (sn.AdaEDL, "threshold", "threshold"),
+        (sn.StochasticBeam, "width", "width"),
+        (sn.PromptLookup, "ngram", "ngram"),
+    ):
+        low, high = knobs_of(made)[knob].range
+        assert (controls[name].min, controls[name].max) == (low, high), name
+        assert controls[name].tooltip == knobs_of(made)[knob].words
+    assert set(controls) == {name for names in METHODS.values() for name in names}
+
+
+def noted(panel) -> list[tuple]:
+    return [(move.method, move.calls, move.wasted) for move in panel.trail.moves]
+
+
+@pytest.mark.weights
+def test_the_trail_remembers_the_moves(pair, items):
+    panel = bench(pair, items, views=("tokens", "figures"))
+    for length in (1, 8):
+        panel.a.controls["draft_length"].value = length
+    runs = [Session(pair).run(panel.request, sn.Chain(length)).record() for length in (3, 1, 8)]
+    vain = [sum(b.n_drafted - b.n_accepted for b in run.blocks) for run in runs]
+    wanted = [
+        (f"chain {n}", len(run.blocks), lost)
+        for n, run, lost in zip((3, 1, 8), runs, vain, strict=True)
+    ]
+    assert noted(panel) == wanted
+    text = panel.trail.view.value
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text)
+    cells = [re.findall("<td>(.*?)</td>", row) for _, row in rows]
+    assert [(n, int(c[1]), int(c[2])) for (n, _), c in zip(rows, cells, strict=True)] == wanted
+    assert text.count("<svg") == 2 and text.count('r="3"') == 6 and text.count('r="6"') == 2
+    panel.toggles["time"].value = True  # the same run in another view is no move
+    assert noted(panel) == wanted
+    panel.drawing["seed"].value = 1  # in the table, but not to be compared with the others
+    assert len(noted(panel)) == 4 and panel.trail.view.value.count('r="3"') == 2
+    panel.a.method.value = "RSD-C"
+    panel.a.controls["branching"].value = "0"
+    assert len(noted(panel)) == 5  # what failed is none
+    panel.trail.forget.click()
+    assert [name for name, *_ in noted(panel)] == ["RSD-C 3,2,1"]
+
+
+@pytest.mark.weights
+def test_five_figures_in_a_line(pair, items):
+    panel = bench(pair, items, views=("tokens",))
+    m = panel._record.metrics
+    said = words(panel.short.value)
+    assert said.startswith(f"chain, draft length 3: {m.n_tokens} tokens · {m.n_target_calls} ")
+    assert f"{m.block_efficiency:.2f} tokens per call" in said
+    assert f"{1e3 / m.tokens_per_second:.1f} ms per token" in said
+    assert panel.short.value in panel.static().html
+    panel.mode.value = "compare"
+    assert words(panel.short.value).count("ms per token") == 2
+    panel.mode.value = "step by step"
+    assert panel.short.layout.display == "none" and panel.short.value not in panel.static().html
+
+
+@pytest.mark.weights
+def test_reset_puts_everything_back(pair, items):
+    panel = bench(pair, items, views=("tokens",))
+    at_first = {**panel.state, "move": 0}, panel.chooser.prompt.value, panel.chooser.task.value
+    panel.a.method.value = "AdaEDL"
+    panel.a.controls["threshold"].value = 0.9
+    panel.drawing["seed"].value = 9
+    panel.chooser.thumbs.children[2].click()
+    panel.chooser.prompt.value = "How many?"
+    panel.toggles["time"].value = True
+    panel.mode.value = "compare"
+    panel.reset.click()
+    assert_followed(panel)
+    assert set(states(panel)) == {"tokens"} and len(panel.trail.moves) == 1
+    now = {**panel.state, "move": 0}, panel.chooser.prompt.value, panel.chooser.task.value
+    assert now == at_first and panel.a.controls["threshold"].value == 0.5
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("elephant", " elephant"),
+        (" elephant", " elephant"),
+        (", too", ", too"),
+        ("?", "?"),
+        ("\u8c61", "\u8c61"),
+    ],
+)
+def test_words_stand_apart_from_the_text(pair, items, typed, text):
+    panel = bench(pair, items, mode="step by step")
+    for _ in range(4):
+        panel.steps.next.click()
+    before = panel.steps.stepper.text.record()
+    panel.steps.words.value = typed
+    panel.steps.force.click()
+    record = panel.steps.stepper.text.record()
+    assert record.text == before.text + text
+    # They are no work of the method's, and stand in one frame.
+    n = len(record.token_ids) - len(before.token_ids)
+    assert record.n_forced == n and record.metrics.n_target_calls == 1
+    assert record.metrics.block_efficiency == before.metrics.block_efficiency
+    shown = panel.views["step"].value
+    assert f"in 1 target call and {n} by hand" in shown and "after 1 target call<" in shown
+    assert shown.count('class="snb-block"') == 2
+    panel.steps.next.click()
+    assert f"block {n + 2}" in panel.page.status.value
+
+
+@pytest.mark.weights
+def test_words_begin_a_text_as_the_target_would(pair, items):
+    panel = bench(pair, items, mode="step by step")
+    panel.steps.back.click()
+    panel.steps.words.value = "Elephants"
+    panel.steps.force.click()
+    rows = panel.steps.stepper.text.record().tokens
+    assert "".join(row.text for row in rows) == " Elephants"
+
+
+@pytest.mark.weights
+def test_play_goes_on_until_it_is_paused(pair, items, monkeypatch):
+    monkeypatch.setattr("specnb.live.steps.PACE_S", 0.01)
+
+    async def play():
+        panel = bench(pair, items, mode="step by step")
+        steps, seen = panel.steps, []
+        steps.play.click()
+        assert "pause" in steps.play.description
+        while steps.stepper.shown < 2:
+            seen.append((steps.stepper.shown, steps.stepper.phase))
+            await asyncio.sleep(0.005)
+        steps.play.click()
+        at = steps.stepper.shown, steps.stepper.phase
+        await asyncio.sleep(0.1)
+        assert (steps.stepper.shown, steps.stepper.phase) == at and "play" in steps.play.description
+        assert {phase for _, phase in seen} == set(session.PHASES)  # none was left out
+        for stop in (steps.back.click, lambda: setattr(panel.mode, "value", "whole text")):
+            steps.play.click()
+            stop()
+            shown = steps.stepper.shown, steps.stepper.phase
+            await asyncio.sleep(0.1)
+            assert (steps.stepper.shown, steps.stepper.phase) == shown
+        panel.mode.value = "step by step"
+        panel.drawing["new_tokens"].value = 8
+        await until(lambda: not panel.work.under_way)
+        panel.steps.play.click()
+        await until(lambda: panel.steps.stepper.ended)
+        assert panel.steps.play.disabled and "play" in panel.steps.play.description
+        return panel
+
+    assert asyncio.run(play()).page.alert.value == ""
+    panel = bench(pair, items, mode="step by step")  # nobody could press pause: to the end
+    panel.steps.play.click()
+    assert panel.steps.stepper.ended
+
+
+@pytest.mark.weights
+def test_numbers_of_a_block_look_the_same_in_table_and_tree(pair, items):
+    panel = bench(pair, items, mode="step by step", method="RSD-S")
+    for _ in range(4 * 12):
+        panel.steps.next.click()
+        if panel.steps.stepper.phase not in ("verify", "accept"):
+            continue
+        record = panel.steps.stepper.block.record()
+        shown = panel.views["step"].value
+        table = shown[shown.rindex("<tbody>") :]
+        looked = [row for row in record.tokens if row.block == panel.steps.stepper.shown]
+        looked = [row for row in looked if row.accept_prob is not None]
+        cells = [re.findall("<td[^>]*>(.*?)</td>", line) for line in table.split("<tr>")[1:]]
+        assert [line[3] for line in cells] == [number(row.accept_prob) for row in looked]
+        if panel.steps.stepper.phase == "accept":
+            assert all(f">{number(row.accept_prob)}</text>" in shown for row in looked)
+    assert number(2e-4) == "2e-04"
 
 
 @pytest.mark.weights
@@ -746,7 +953,7 @@ def test_pictures_of_a_notebook_are_not_shown_to_readers_of_text(items):
 @pytest.mark.parametrize("mode", MODES[::2])
 def test_a_pair_without_a_draft_model_looks_drafts_up(mode):
     panel = slow_bench(slow.pair(0, draft=False), VIEWS, method="RSD-S", against="chain", mode=mode)
-    assert list(panel.a.method.options) == list(panel.b.method.options) == [LOOKUP, OWN]
+    assert list(panel.a.method.options) == list(panel.b.method.options) == [LOOKUP, PLAIN, OWN]
     assert panel.a.value().drafter() == sn.PromptLookup(3, 1)
     assert words(panel.lacks.value) == NO_EYES + NO_DRAFT
     assert_followed(panel, method=str(Method(LOOKUP, draft_length=1)))
@@ -782,7 +989,7 @@ def test_models_of_another_kind_can_be_loaded(pair, items, monkeypatch):
         assert (panel.chooser.new in shown_controls(panel)) is sees
         assert bool(panel.chooser.picture.value) is sees
         assert panel.chooser.thumbs.children[0].tooltip.startswith("picture" if sees else "prompt")
-        assert list(panel.a.method.options) == (list(METHODS) if sees else [LOOKUP, OWN])
+        assert list(panel.a.method.options) == (list(METHODS) if sees else [LOOKUP, PLAIN, OWN])
         assert words(panel.lacks.value) == ("" if sees else NO_EYES + NO_DRAFT)
     assert panel.a.method.value == LOOKUP  # no method changes where it need not
 

@@ -12,9 +12,9 @@ import torch
 
 import specnb as sn
 from specnb.models import TableModel
-from specnb.record import VERDICTS
+from specnb.record import EMITTED, VERDICTS
 from specnb.views import canvas, plots
-from specnb.views.style import CARD, STYLES, number, visible
+from specnb.views.style import CARD, STYLES, by_block, columns_of, number, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "br", "hr", "img"}
@@ -103,6 +103,41 @@ def test_the_panel_shows_the_numbers_of_the_record(run):
             assert number(prob) in panel
 
 
+def test_the_box_below_the_strip_speaks_of_the_first_rejected_token(run):
+    """It is never empty; pointing at a token lays that one's panel over it."""
+    html = sn.views.tokens(run).html
+    box = html[html.index('class="snb-rest"') :]
+    first = next(row for row in run.tokens if row.verdict == "rejected")
+    assert f"<b>{visible(first.text)}</b></bdi> ✗ rejected, block {first.block + 1}," in box
+    assert number(first.accept_prob) in box and "draft, top five" in box
+    kept = tuple(row for row in run.tokens if row.verdict in ("accepted", "bonus"))
+    assert "✓ accepted" in sn.views.tokens(replace(run, tokens=kept)).html.split("snb-rest")[-1]
+    nothing = sn.views.tokens(replace(run, tokens=(), token_ids=(), blocks=())).html
+    parsed(nothing)
+
+
+def test_what_was_put_in_by_hand_is_one_frame_and_no_work(run):
+    """Its tokens count in no figure of the method's."""
+    block = run.blocks[0]._replace(n_drafted=0, stopped_by="forced", n_emitted=1, verify_s=9.0)
+    n = len(run.blocks)
+    row = run.emitted[0]._replace(depth=1, node=-1, parent=-1, verdict="forced", accept_prob=None)
+    rows = [row._replace(block=n + i) for i in range(3)]
+    more = replace(
+        run,
+        token_ids=(*run.token_ids, *(row.token_id for row in rows)),
+        tokens=(*run.tokens, *rows),
+        blocks=(*run.blocks, block, block, block),
+    )
+    html = sn.views.tokens(more).html
+    assert html.count('class="snb-block"') == n + 1 and f">{n + 1}–{n + 3}</span>" in html
+    assert f"{len(run.token_ids)} tokens in {n} target calls and 3 by hand" in html
+    assert "by hand" not in sn.views.tokens(run).html.replace("put here by hand", "")
+    same = ("n_target_calls", "block_efficiency", "mbsu", "target_budget", "tokens_per_second")
+    for name in (*same, "draft_forwards", "acceptance_rate"):
+        assert getattr(more.metrics, name) == pytest.approx(getattr(run.metrics, name)), name
+    assert replace(more, blocks=(block,), tokens=(row,)).metrics.block_efficiency is None
+
+
 def test_the_strip_is_deterministic(run):
     assert sn.views.tokens(run).html == sn.views.tokens(run).html
 
@@ -163,6 +198,31 @@ def test_the_tree_shows_every_node_its_verdict_and_its_parent(branched):
     grown = [sn.views.tree(branched, 0, levels).svg for levels in (0, 1, 2)]
     assert [svg.count("<title>") for svg in grown] == [0, 3, 9]
     assert all("accepted" not in svg and "rejected" not in svg for svg in grown)
+
+
+def test_siblings_stand_on_one_place_of_the_text(branched):
+    """The text is read along the bottom: the last of every stack that was looked at."""
+    html = sn.views.tokens(branched).html
+    order = re.findall(r'class="snb-t snb-(\w+) snb-\w+" role', html)
+    assert len(order) == len(branched.tokens)
+    stacks = 0
+    for _, rows in by_block(branched):
+        columns = columns_of(rows)
+        stacks += sum(len(column) > 1 for column in columns)
+        text = [column[-1] for column in columns if column[-1].verdict in EMITTED]
+        assert text == [row for row in branched.emitted if row.block == rows[0].block]
+        for column in columns:
+            parents = {row.parent for row in column}
+            unseen = {row.verdict for row in column} == {"unexamined"}
+            assert len(parents) == 1 or unseen and len({row.depth for row in column}) == 1
+            assert not any(row.verdict in EMITTED for row in column[:-1])
+    assert stacks and html.count('class="snb-stack"') == stacks
+
+
+def test_a_chain_has_no_stacks(run):
+    assert 'class="snb-stack"' not in sn.views.tokens(run).html
+    for _, rows in by_block(run):
+        assert all(len(column) == 1 for column in columns_of(rows))
 
 
 def test_a_tree_of_evil_texts_is_well_formed(evil):
