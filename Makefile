@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv run test check coverage test-colab test-newest test-wheel types lab bench doctor smollm2
-.PHONY: address clean
+.PHONY: address clean site
 
 help:  ## this list
 	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -77,6 +77,11 @@ types: $(STAMP)  ## the types, read by mypy
 
 test-wheel: $(STAMP)  ## the wheel: built, installed apart, used from another folder
 	$(PY) -m pytest -q tests/frame/test_wheel.py
+
+# RUN: the folder of an earlier `make run`; without it the lessons are executed first.
+site: $(STAMP)  ## the pages to read, in runs/pages/ (RUN=folder of an earlier run)
+	$(if $(RUN),,$(PY) -m specnb.batch run --out runs/site)
+	$(PY) docs/build.py --run "$(or $(RUN),runs/site)" --out runs/pages
 
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.
