@@ -149,7 +149,7 @@ def test_second_make_does_no_setup(tmp_path):
     assert pip[2].endswith("--no-deps -e .") and first[-1] == "-m specnb.batch run"
     assert make("run") == ["-m specnb.batch run"]
     assert make("test") == ["-m pytest -n 2 --dist loadfile --durations=25"]
-    extra = "-m pip install --quiet -c requirements.lock -e .[gguf]"
+    extra = "-m pip install -qq -c requirements.lock -e .[gguf]"
     assert make("smollm2") == [extra, "-m specnb.smollm2"]
     assert make("smollm2") == ["-m specnb.smollm2"]
     assert make(".venv") == []
