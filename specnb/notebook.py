@@ -39,6 +39,7 @@ __all__ = [
 
 if __name__ == "__main__":
     try:
-        print(f"address and version written into {write_address()} notebooks")
+        print(f"address and version written into {write_address()} notebooks and README.md")
+        print("badges lead to the version's tag: push it, and attach the wheel to its release")
     except ValueError as error:
         raise SystemExit(str(error)) from None

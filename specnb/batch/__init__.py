@@ -59,6 +59,9 @@ def sweep(
     return carry_out(plan, folder, executor)
 
 
+FIGURES = 72  # characters of headline figures that are printed; the rows themselves keep all
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as an aligned text table."""
     import pandas as pd
@@ -68,17 +71,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             return "missing"
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
+    def cut(figures: list[str]) -> str:
+        whole = ", ".join(figures)
+        if len(whole) <= FIGURES:
+            return whole
+        return whole[: whole.rfind(",", 0, FIGURES - 2)] + ", …"
+
     lines = [
         {
             "notebook": row["notebook"],
             "seconds": f"{row['seconds']:.1f}",
             "status": f"{row['status']} {row['error']}".strip(),
-            "headline figures": ", ".join(f"{k} {figure(v)}" for k, v in row["headline"].items()),
+            "headline figures": cut([f"{k} {figure(v)}" for k, v in row["headline"].items()]),
         }
         for row in rows
     ]
     frame = pd.DataFrame(lines).apply(lambda column: column.str.ljust(column.str.len().max()))
-    return frame.to_string(index=False, justify="left")
+    shown = frame.to_string(index=False, justify="left").splitlines()
+    return "\n".join(line.rstrip() for line in shown)
 
 
 def listed(plan: Plan, folder: Path) -> str:

@@ -104,6 +104,8 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
                 cwd=str(ROOT),  # from anywhere, notebooks find specnb and data/
                 progress_bar=False,
                 store_widget_state=False,  # megabytes, and Colab refuses such files
+                # Of the kernel's own log errors only: it warns of unencrypted TCP, on 127.0.0.1.
+                extra_arguments=["--log-level=ERROR"],
                 shutdown_kernel="immediate",  # all is written; a polite end takes half a second
                 timeout_func=lambda _: max(1, int(deadline - time.monotonic())),
             )

@@ -721,7 +721,7 @@ def markdown(figures: dict) -> str:
             both = (f"plain, {kind}", f"speculative {cell['gamma']}, {kind}")
             pairs.append(" / ".join(f"{cell['rows'][name]['ms_per_token']:.2f}" for name in both))
         lines.append(f"| {kind} | " + " | ".join(pairs) + " |")
-    lines += ["", "| also measured | |", "|---|---|"]
+    lines += ["", "| also measured | value |", "|---|---|"]
     for cell in cells:
         for name, found in cell.get("identity", {}).items():
             others = f"; {'; '.join(found['others'])}" if found["others"] else ""

@@ -52,7 +52,7 @@ if alone and not found():
     from google.colab import files
 
     print("Choose a zip of the repository (on GitHub: Code, Download ZIP), or the wheel of specnb.")
-    subprocess.run([*PIP, *files.upload()], check=True)
+    subprocess.run([*PIP, *files.upload()])
 if not found():
     raise RuntimeError("specnb not found: start in the repository (papermill --cwd), or install it")
 

@@ -1292,3 +1292,27 @@ def test_the_report_of_a_sweep(undisturbed, tmp_path, capsys):
     assert page.count("Plotly.newPlot") >= 2  # against draft length
     tau = whole["tokens"].sum() / whole["target_calls"].sum()
     assert f"{tau:.2f} (" in page
+
+
+# ---- what is printed
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_a_run_prints_no_noise(tmp_path):
+    """A line per notebook and a table; no kernel's word on how it talks to its own machine."""
+    path = make_notebook(tmp_path, "small", WRITES)
+    command = [sys.executable, "-m", "specnb.batch", "run", str(path), "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "encryption" not in done.stderr and "WARNING" not in done.stderr
+    printed = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    assert len(printed) == 5, printed  # progress, the table's head and row, two places
+    assert max(map(len, printed)) < 140
+
+
+def test_long_rows_are_cut_at_a_figure():
+    row = {"notebook": "x", "seconds": 1.0, "status": "failed", "error": "E" * 200}
+    text = batch.table([row | {"headline": {f"figure_{n}": 0.123456 for n in range(20)}}])
+    assert "E" * 200 in text and text.endswith("0.1235, …")
+    assert len(text.splitlines()[1].split("figure_0")[1]) < batch.FIGURES

@@ -57,7 +57,8 @@ def floor_of(ranges: SpecifierSet) -> Version:
 
 def test_lock_fulfils_every_range():
     pins = locked()
-    dev = ((extra.name, extra.specifier) for extra in map(Requirement, EXTRAS["dev"]))
+    more = [*EXTRAS["dev"], *EXTRAS["site"]]
+    dev = ((extra.name, extra.specifier) for extra in map(Requirement, more))
     ranges = [*DEPENDENCIES.items(), *dev]
     for name, needed in ranges:
         assert pins[canonicalize_name(name)] in needed, name
@@ -114,7 +115,7 @@ def test_shapes_are_checked_under_pytest():
 
 
 TARGETS = {".venv", "run", "test", "test-colab", "lab", "bench", "doctor", "address", "clean"}
-TARGETS |= {"help", "smollm2", "test-newest", "test-wheel", "types", "check", "coverage"}
+TARGETS |= {"help", "site", "smollm2", "test-newest", "test-wheel", "types", "check", "coverage"}
 
 
 def test_makefile_has_every_target():
@@ -148,7 +149,7 @@ def test_second_make_does_no_setup(tmp_path):
     assert pip[2].endswith("--no-deps -e .") and first[-1] == "-m specnb.batch run"
     assert make("run") == ["-m specnb.batch run"]
     assert make("test") == ["-m pytest -n 2 --dist loadfile --durations=25"]
-    extra = "-m pip install --quiet -c requirements.lock -e .[gguf]"
+    extra = "-m pip install -qq -c requirements.lock -e .[gguf]"
     assert make("smollm2") == [extra, "-m specnb.smollm2"]
     assert make("smollm2") == ["-m specnb.smollm2"]
     assert make(".venv") == []
