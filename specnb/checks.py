@@ -24,6 +24,7 @@ __all__ = [
     "accept_prob",
     "as_rule",
     "bold_draw",
+    "end_test",
     "entropy_bound",
     "expected_calls",
     "expected_tokens",
@@ -32,6 +33,7 @@ __all__ = [
     "keep_boat",
     "mbsu",
     "next_probs",
+    "path_weights",
     "predicted",
     "rejection_step",
     "residual",
@@ -725,6 +727,94 @@ def bold_draw(function: Function, strict: bool = False) -> Function:
 def next_probs(function: Function, strict: bool = False) -> Function:
     """Exercise 2 of notebook 07: a distribution from the text that beats counts of pairs."""
     return judge_next_probs("exercise 2", function, strict)
+
+
+# ------------------------------------------------------------------------------------- 08
+
+
+def path_weights(function: Function, strict: bool = False) -> Function:
+    """Exercise 1 of notebook 08: the share of every prefix that the target wants."""
+
+    def reference(target_probs, draft_probs):
+        weight, found = 1.0, []
+        for p, q in zip(target_probs.tolist(), draft_probs.tolist(), strict=True):
+            weight = min(1.0, weight * p / q)
+            found.append(weight)
+        return torch.tensor(found, dtype=target_probs.dtype)
+
+    pairs = [
+        ([0.2, 0.6], [0.4, 0.3]),
+        ([0.5, 0.1, 0.8], [0.25, 0.4, 0.4]),
+        ([0.9], [0.3]),
+        ([0.0, 0.5], [0.2, 0.1]),
+        ([0.3, 0.3, 0.3, 0.9], [0.6, 0.2, 0.5, 0.3]),
+    ]
+    cases = [tuple(map(_row, pair)) for pair in pairs]
+    mistakes = [
+        (
+            lambda target, draft: (target / draft).clamp_max(1.0).cumprod(0),
+            "This is the token rule: capped one by one, a surplus never makes up for a loss.",
+        ),
+        (
+            lambda target, draft: (target / draft).cumprod(0).clamp_max(1.0),
+            "A weight is capped at 1 before it goes on: nothing can be wanted more than once.",
+        ),
+        (
+            lambda target, draft: (target / draft).cumprod(0),
+            "A weight is a share, and never above 1.",
+        ),
+        (
+            lambda target, draft: (target / draft).clamp_max(1.0),
+            "The weight of a prefix carries that of the shorter one.",
+        ),
+    ]
+    exercise = Exercise("exercise 1", "path_weights", reference, cases, mistakes)
+    return judge(exercise, function, strict)
+
+
+def end_test(function: Function, strict: bool = False) -> Function:
+    """Exercise 2 of notebook 08: how likely a prefix passes, what hangs on it having failed."""
+
+    def reference(weight, target_probs, draft_probs):
+        rest = float((weight * target_probs - draft_probs).clamp_min(0.0).sum())
+        return 1.0 if weight == 1.0 else rest / (rest + 1.0 - weight)
+
+    rows = [
+        (0.5, [0.1, 0.6, 0.2, 0.1], [0.25, 0.75, 0.0, 0.0]),
+        (1.0, [0.3, 0.7], [0.3, 0.7]),
+        (0.4, [0.2, 0.8], [0.5, 0.5]),
+        (0.9, [0.5, 0.5, 0.0], [0.1, 0.2, 0.7]),
+        (1.0, [0.6, 0.4], [0.2, 0.8]),
+    ]
+    cases = [(weight, _row(target), _row(draft)) for weight, target, draft in rows]
+
+    def wanted(target, draft):
+        return float((target - draft).clamp_min(0.0).sum())
+
+    mistakes = [
+        (
+            lambda weight, target, draft: weight,
+            "That much is wanted of the prefix, but a part was said already with what hung on it.",
+        ),
+        (
+            lambda weight, target, draft: wanted(weight * target, draft),
+            "Compare it with what is left: a share of rest + 1 - weight gets here at all.",
+        ),
+        (
+            lambda weight, target, draft: (
+                wanted(target, draft) / (wanted(target, draft) + 1 - weight)
+            ),
+            "The target wants only a share `weight` of what stands behind this prefix.",
+        ),
+        (
+            lambda weight, target, draft: (
+                wanted(weight * target, draft) / (wanted(weight * target, draft) + 1 - weight)
+            ),
+            "0 / 0: where both distributions are equal and the weight is 1, nothing is lost.",
+        ),
+    ]
+    exercise = Exercise("exercise 2", "end_test", reference, cases, mistakes)
+    return judge(exercise, function, strict)
 
 
 def _row(values: Sequence[float]) -> Tensor:

@@ -13,6 +13,7 @@ from specnb.lesson.config import (
     RunConfig,
     StoppingConfig,
     TreeConfig,
+    VerificationConfig,
 )
 from specnb.lesson.panel import panel
 from specnb.lesson.prompts import Item, by_task, items
@@ -28,6 +29,7 @@ __all__ = [
     "RunConfig",
     "StoppingConfig",
     "TreeConfig",
+    "VerificationConfig",
     "by_task",
     "items",
     "measure",

@@ -1,9 +1,11 @@
-"""More from every target call: rules over whole paths, trees that grow where it pays, their price.
+"""More from every target call: rules over whole paths, and trees that grow where it pays.
 
 (a) block against token rule, and traversal against recursive rejection, on the embedded pair;
 (b) uneven trees against chains, RSD-C, RSD-S and stopped chains, at equal nodes and in seconds, all
 chosen on other prompts; (c) acceptance by position, task and word class; (d) what the verify step
 costs of a block's time.
+
+Nothing of (a) to (c) depends on the machine; with `--seconds` their methods are also timed.
 """
 
 from __future__ import annotations
@@ -25,13 +27,28 @@ import specnb as sn
 from specnb import decode, tuning
 from specnb.bench import KEPT
 from specnb.bench.quality import classed
-from specnb.bench.trees import BUDGETS, REAL, STORIES
+from specnb.bench.trees import BEAMS, RANKS, REAL, STORIES
 from specnb.drafters import Drafter
-from specnb.measure import RowCache, best_of, geometric_ratio, in_turns, interval, pooled
+from specnb.measure import (
+    RowCache,
+    best_of,
+    geometric_ratio,
+    in_turns,
+    interval,
+    places_of,
+    pooled,
+)
+from specnb.measure.ranks import shares as rank_shares
+from specnb.measure.runner import decode as run_of
 from specnb.models.load import EMBEDDED
 from specnb.record import accepted_lengths
 from specnb.scenes import TASKS, examples
 
+TITLE = "What do rules over whole paths and uneven trees give?"
+ABOUT = (
+    "Ratios are paired by prompt. Expectations on the same drafts are over the uniform numbers "
+    "alone, so their interval is the narrower one. What was chosen, was chosen on other prompts."
+)
 TAU, SECONDS = "block_efficiency", "tokens_per_second"
 LENGTH = 8
 SEEDS = (0, 1000, 2000, 3000)
@@ -48,30 +65,44 @@ RULES: dict[str, tuple[Drafter, Drafter]] = {
 }
 CHAINS = (*range(1, 13), 14, 16)
 NODES = (6, 10, 14)
+SHAPES = ((2, 2), (3, 1), (2, 1, 1), (2, 1, 1, 1), (2, 2, 1), (3, 1, 1), (2, 1, 1, 1, 1), (2, 2, 2))
+SHAPES += ((2, 2, 1, 1), (3, 2, 1), (2, 1, 1, 1, 1, 1))
+WEAK = sn.Sampling(1.6)  # of a drafter made worse on purpose
 FACTORS = (0.1, 0.2, 0.4)
 PRICES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 CAPS = (8, 16, 32)
 GOALS = {"embedded": 1.0, "stories": 1.05}  # BestFirst over the best chain, in seconds
+EMBEDDED_WEAK = f"embedded, drafter at T {WEAK.temperature}"
+GOALS[EMBEDDED_WEAK] = 1.05
 SHARES = {1_000: 0.08, 49_152: 0.15}  # of a block's time
 SMALL = {"hidden_size": 192, "num_hidden_layers": 2}
 LARGE = {"hidden_size": 576, "num_hidden_layers": 30}  # SmolLM2-135M's shape
 
 
-def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
-    """All figures, on `n` prompts per task (100; half of them to choose by, in (b) a quarter)."""
+def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
+    """All figures, on `n` prompts per task (100); a tenth of them to choose by in (b), as many to
+    report. `seconds`: (a) and (b) are timed, too; (d) always is."""
     n = n or 100
     pair = sn.load_pair(target, draft)
     kept = RowCache(KEPT / "verification.jsonl")
-    figures: dict[str, Any] = {"n": n, "rules": rules(pair, n, kept)}
-    halves = {task: examples(task, n // 2, 4) for task in TASKS}
-    mixed = [item for group in halves.values() for item in group]
-    pairs = {"embedded": (pair, mixed[::2], mixed[1::2])}
+    figures: dict[str, Any] = {"n": n, "seconds": seconds, "rules": rules(pair, n, kept, seconds)}
+    some = max(1, n // 10)
+    halves = [
+        [item for task in TASKS for item in part(examples(task, 2 * some, 4))]
+        for part in (lambda items: items[:some], lambda items: items[some:])
+    ]
+    figures["trees"] = {
+        "embedded": trees(pair, *halves, None, kept, seconds),
+        EMBEDDED_WEAK: trees(pair, *halves, WEAK, kept, seconds),
+    }
     if REAL.is_dir():
         real = sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"))
         stories = [SimpleNamespace(prompt=text, image=None) for text in STORIES]
-        pairs["stories"] = (real, stories[::2], stories[1::2])
-    figures["trees"] = {name: trees(*given, kept) for name, given in pairs.items()}
-    figures["positions"] = positions(pair, n // 2)
+        parts = stories[::2][: 5 * some], stories[1::2][: 5 * some]
+        figures["trees"]["stories"] = trees(real, *parts, None, kept, seconds)
+    else:
+        figures["left_out"] = f"stories: {REAL.name} is missing, two small models trained elsewhere"
+    figures["positions"] = positions(pair, max(1, n // 2))
     figures["shares"] = shares(pair)
     return figures
 
@@ -79,21 +110,24 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
 # ------------------------------------------------------------------------------------- (a)
 
 
-def rules(pair: sn.Pair, n: int, kept: RowCache | None = None) -> list[dict]:
+def rules(pair: sn.Pair, n: int, kept: RowCache | None = None, seconds: bool = False) -> list[dict]:
     """Both rules on the same prompts; and what either is expected to keep of the same drafts."""
     lines = []
     for name, (mine, other) in RULES.items():
         cells = []
         for task in TASKS:
             label = f"{name} {task}"
-            more: dict[str, Any] = {"seeds": SEEDS, "kept": kept, "label": label}
+            more: dict[str, Any] = {"seeds": SEEDS, "kept": kept, "label": label, "timed": seconds}
             found = in_turns(
                 pair, examples(task, n, 6), {"mine": mine, "other": other}, PLAIN, **more
             )
             cells.append((found["mine"], found["other"]))
         ours, theirs = ([row for cell in cells for row in cell[side]] for side in (0, 1))
         line: dict[str, Any] = {"name": name, TAU: (pooled(ours, TAU), pooled(theirs, TAU))}
-        line |= {f"{figure} ratio": geometric_ratio(cells, figure) for figure in (TAU, SECONDS)}
+        line |= {
+            f"{figure} ratio": geometric_ratio(cells, figure)
+            for figure in (TAU, SECONDS)[: 1 + seconds]
+        }
         if isinstance(mine, sn.Chain):
             line["same drafts"] = same_drafts(pair, n, mine, other)
         lines.append(line)
@@ -153,12 +187,18 @@ def _kept_by_block(block: sn.Block) -> list[float]:
 # ------------------------------------------------------------------------------------- (b)
 
 
-def candidates(costs: tuning.Costs) -> dict[str, dict[str, Drafter]]:
+def candidates(costs: tuning.Costs, ranks: Sequence[float]) -> dict[str, dict[str, Drafter]]:
     """Every kind of method with its settings, by text."""
+    shapes = {
+        sn.best_tree(ranks, budget, *cost)
+        for budget in (*NODES, 20)
+        for cost in ((0.0, 0.0), (0.05, 0.0), (0.1, 0.0), costs)
+    }
     kinds: dict[str, Sequence[Drafter]] = {
         "chain": [sn.Chain(length) for length in CHAINS],
-        "RSD-C": [sn.GumbelTopK(b) for budget in NODES for b in BUDGETS[budget][0]],
-        "RSD-S": [sn.StochasticBeam(w, d) for budget in NODES for w, d in BUDGETS[budget][1]],
+        "RSD-C": [sn.GumbelTopK(branching) for branching in SHAPES],
+        "RSD-S": [sn.StochasticBeam(w, d) for w, d in BEAMS if w * d <= max(NODES)],
+        "static tree": [sn.StaticTree(shape) for shape in sorted(shapes) if shape],
         "SumEntropy": [sn.Chain(16, stop=sn.SumEntropy(t)) for t in (1.0, 2.0, 3.0, 4.0, 6.0)],
         "PathScore": [sn.Chain(16, stop=sn.PathScore(t)) for t in (0.05, 0.1, 0.2, 0.3, 0.4)],
         "unsure": [
@@ -176,7 +216,12 @@ def candidates(costs: tuning.Costs) -> dict[str, dict[str, Drafter]]:
 
 
 def trees(
-    pair: sn.Pair, tuning_items: Sequence, other_items: Sequence, kept: RowCache | None = None
+    pair: sn.Pair,
+    tuning_items: Sequence,
+    other_items: Sequence,
+    draft_sampling: sn.Sampling | None = None,
+    kept: RowCache | None = None,
+    seconds: bool = False,
 ) -> dict:
     """Each kind's best setting by `tuning_items`, on `other_items`: at equal nodes, and in seconds.
 
@@ -185,34 +230,39 @@ def trees(
     costs = tuning.costs(pair, tuning_items[:6], sampling=PLAIN)
     # Rounded, so that another run of this command finds what it has kept.
     costs = tuning.Costs(*(round(value, 2) for value in costs))
-    kinds = candidates(costs)
+    wide = sn.GumbelTopK((RANKS,))
+    runs = [run_of(pair, item, wide, sampling=PLAIN, draft_sampling=draft_sampling, seed=seed)
+            for seed, item in enumerate(tuning_items)]  # fmt: skip
+    ranks = rank_shares([place.rank for run in runs for place in places_of(run)], RANKS)
+    kinds = candidates(costs, ranks)
     every = {text: drafter for made in kinds.values() for text, drafter in made.items()}
-    tuned = in_turns(pair, tuning_items, every, PLAIN, kept=kept, label="choose")
+    more: dict[str, Any] = {"draft_sampling": draft_sampling, "kept": kept}
+    tuned = in_turns(pair, tuning_items, every, PLAIN, timed=seconds, label="choose", **more)
     nodes = {text: _nodes(rows) for text, rows in tuned.items()}
 
     def chosen(allowed: Callable[[str], bool], figure: str) -> dict[str, str]:
         able = {kind: [text for text in made if allowed(text)] for kind, made in kinds.items()}
         return {kind: best_of(tuned, texts, figure) for kind, texts in able.items() if texts}
 
-    figures: dict[str, Any] = {"costs": costs._asdict(), "nodes": [], "tuned on": len(tuning_items)}
-    for budget in NODES:
-        best = chosen(lambda text, most=budget: nodes[text] <= most, TAU)
+    def measured(best: dict[str, str], figure: str, timed: bool) -> dict[str, Any]:
+        methods = {text: every[text] for text in best.values()}
         found = in_turns(
-            pair, other_items, _of(every, best), PLAIN, kept=kept, timed=False, label=f"{budget}"
+            pair, other_items, methods, PLAIN, seeds=SEEDS[:2], timed=timed, label=figure, **more
         )
-        figures["nodes"].append({"budget": budget, **_against_chain(found, best, TAU)})
-    best = chosen(lambda text: True, SECONDS)
-    found = in_turns(pair, other_items, _of(every, best), PLAIN, kept=kept, label="seconds")
-    figures["seconds"] = _against_chain(found, best, SECONDS)
+        return _against_chain(found, best, figure)
+
+    figures: dict[str, Any] = {"costs": costs._asdict(), "tuned on": len(tuning_items)}
+    figures["nodes"] = [
+        {"budget": most, **measured(chosen(lambda text: nodes[text] <= most, TAU), TAU, False)}  # noqa: B023 - called at once
+        for most in NODES
+    ]
+    if seconds:
+        figures["seconds"] = measured(chosen(lambda text: True, SECONDS), SECONDS, True)
     return figures
 
 
 def _nodes(rows: Sequence) -> float:
     return sum(row.drafted for row in rows) / sum(row.calls for row in rows)
-
-
-def _of(every: Mapping[str, Drafter], best: Mapping[str, str]) -> dict[str, Drafter]:
-    return {text: every[text] for text in best.values()}
 
 
 def _against_chain(found: Mapping[str, Sequence], best: Mapping[str, str], figure: str) -> dict:
@@ -359,8 +409,10 @@ def table(figures: dict) -> str:
         mine, other = row[TAU]
         lines.append(
             f"  {row['name']}: block efficiency {mine:.3f} and {other:.3f}, ratio "
-            f"{_ratio(row[f'{TAU} ratio'])}; tokens/s {_ratio(row[f'{SECONDS} ratio'])}"
+            f"{_ratio(row[f'{TAU} ratio'])}"
         )
+        if seconds := row.get(f"{SECONDS} ratio"):
+            lines[-1] += f"; tokens/s {_ratio(seconds)}"
         if same := row.get("same drafts"):
             lines.append(
                 f"    expected on the same drafts: {same['block']:.3f} and {same['token']:.3f}, "
@@ -373,18 +425,22 @@ def table(figures: dict) -> str:
             f"{costs['draft_cost']:.2f} target calls, a node {costs['node_cost']:.2f}"
         )
         rows = [(f"{row['budget']} nodes", row) for row in part["nodes"]]
-        for label, row in [*rows, ("seconds", part["seconds"])]:
+        if "seconds" in part:
+            rows.append(("seconds", part["seconds"]))
+        for label, row in rows:
             for kind, one in row.items():
                 if isinstance(one, dict):
                     lines.append(
                         f"  {label:9} {kind:10} {one['value']:8.2f}  {one['nodes']:5.1f} nodes  "
                         f"/ chain {_ratio(one)}  {one['chosen']}"
                     )
-        goal = GOALS.get(name)
-        if goal:
+        goal = GOALS[name]
+        if "seconds" in part:
             got = part["seconds"]["BestFirst"]["ratio"]
             word = "reached" if got >= goal else "NOT reached"
             lines.append(f"  BestFirst in seconds {got:.3f} of the best chain, goal {goal}: {word}")
+    if "left_out" in figures:
+        lines.append(f"(b) left out, {figures['left_out']}")
     lines.append("(c) acceptance by position, chain of 5, T = 1")
     for task in TASKS:
         row = figures["positions"][task]

@@ -385,6 +385,9 @@ class StaticTree(_Tree):
     parents: tuple[int, ...] = knob(
         (-1, -1, 0, 0, 1), least=-1, words="the node that each node follows"
     )
+    verify: str | Callable[..., Any] = field(
+        default="recursive", kw_only=True, metadata=rule_knob("recursive", "traversal")
+    )
 
     def __post_init__(self) -> None:
         remedy = "give the earlier node that each node follows, -1 for the first ones: (-1, -1, 0)"

@@ -187,6 +187,14 @@ class TreeConfig(DraftModelConfig):
         return shape_of(self.branching)
 
 
+@dataclass(frozen=True)
+class VerificationConfig(DraftModelConfig):
+    """Parameters of the notebook on verification."""
+
+    draft_length: int = 8
+    temperature: float = 1.0
+
+
 def _from_notebook(cls: type, names: Mapping[str, Any]) -> Any:
     wanted = [field.name for field in fields(cls)]
     given = [name for name in wanted if name in names]

@@ -16,7 +16,7 @@ from specnb.decode import Decoding, Request
 from specnb.live.drawing import Drawing
 from specnb.live.growth import Progress, Work, progress, stepped
 from specnb.live.lacks import lacks_of
-from specnb.live.methods import OWN, PLAIN, Method, MethodControls, methods_for
+from specnb.live.methods import METHODS, OWN, PLAIN, Method, MethodControls, methods_for
 from specnb.live.page import (
     LABELLED,
     WIDE,
@@ -440,7 +440,8 @@ def workbench(
     """The control panel on a pair, with the prompts of a notebook to choose from.
 
     `cfg` (a `RunConfig`) says where the controls stand at first, `method` which drafter drafts,
-    `against` the one that it is compared with, `views` which of VIEWS are on, `mode` one of MODES.
+    `against` the one that it is compared with, by a name of the panel or by any text that
+    `specnb.methods` reads; `views` which of VIEWS are on, `mode` one of MODES.
     A pair without a draft model starts with prompt lookup, and says so. Show the panel as a cell's
     last value; `static()` gives what it shows without the controls. Where a run takes long, it
     grows block by block while the kernel reads messages, and a new move stops it. ValueError where
@@ -456,8 +457,8 @@ def workbench(
     names = [field for field in Method.__dataclass_fields__ if field not in ("name", "path")]
     given = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
     own = getattr(cfg, "drafter", "")
-    first = Method(OWN, path=own, **given) if own else Method(method, **given)
-    second = replace(first, name=against).fitted(pair)
+    first = Method(OWN, path=own, **given) if own else _named(method, given)
+    second = _named(against, given).fitted(pair)
     first = first.fitted(pair)
     if second == first and first.name != OWN:  # or both strips would be the same
         second = replace(second, name=PLAIN if first.name != PLAIN else methods_for(pair)[0])
@@ -471,3 +472,10 @@ def workbench(
         views,
         mode,
     )
+
+
+def _named(name: str, given: Mapping[str, Any]) -> Method:
+    """A method of the panel by its name there; a text with brackets as one of the reader's own."""
+    if "(" in name and name not in METHODS:
+        return Method(OWN, path=name, **given)
+    return Method(name, **given)

@@ -139,6 +139,26 @@ def budget_curves(table: Any) -> go.Figure:
     return figure
 
 
+def acceptance_by_drafts(table: Any) -> go.Figure:
+    """How likely one of k drafts of a place is kept, one line per way of drafting.
+
+    `table` is a DataFrame or a list of dicts with `way`, `drafts` and `kept`; ways whose name has
+    "best" in it are bounds, drawn without points.
+    """
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
+    figure = figure_of("How far from the best possible", "drafts of one place", "one is kept")
+    for index, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
+        mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["drafts"])
+        line = line_of(index, way)
+        if "best" in way:
+            line |= {"mode": "lines"}
+        figure.add_scatter(
+            x=[row["drafts"] for row in mine], y=[row["kept"] for row in mine], **line
+        )
+    figure.update_xaxes(dtick=1)
+    return figure
+
+
 def _bins(points: Sequence[tuple[float, float]], bins: int) -> list[list[tuple[float, float]]]:
     """Sorted points in at most `bins` cells of about equal size; ties stay in one cell."""
     cells: list[list[tuple[float, float]]] = []
