@@ -200,7 +200,8 @@ def held_out(module: Any, answers: Answers, draft_length: int = DRAFT_LENGTH) ->
     """
     by_position: list[list[float]] = []
     tokens, calls = {0.0: 0, 1.0: 0}, {0.0: 0.0, 1.0: 0.0}
-    alphas, agree = [], []
+    alphas: list[Tensor] = []
+    agree: list[Tensor] = []
     for first in range(0, len(answers), 64):
         chosen = range(first, min(first + 64, len(answers)))
         batch = answers.rows(chosen)
