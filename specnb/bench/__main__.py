@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
-SUBJECTS += ("first_model", "before", "verification")
+SUBJECTS += ("first_model", "before", "drafters", "verification")
+TIMED = ("stopping", "trees", "drafters", "verification")  # the others are always timed, or never
 
 
 def main() -> None:
@@ -26,13 +27,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=0, help="items per task; default: the full size")
     parser.add_argument("--only", nargs="+", default=(), help="architectures: these families")
     parser.add_argument(
-        "--seconds", action="store_true", help="stopping, trees, verification: time"
+        "--seconds", action="store_true", help=f"{', '.join(TIMED)}: time them, too"
     )
     options = parser.parse_args()
     if options.only and options.subject != "architectures":
         parser.error("--only goes with architectures")
-    if options.seconds and options.subject not in ("stopping", "trees", "verification"):
-        parser.error("--seconds goes with stopping, trees and verification")
+    if options.seconds and options.subject not in TIMED:
+        parser.error(f"--seconds goes with {', '.join(TIMED)}")
     if options.pictures and options.subject != "results":
         parser.error("--pictures goes with results")
     from specnb.bench import results

@@ -60,6 +60,77 @@ def write_cards(data: Path, figures: dict, training: dict) -> None:
     )
 
 
+def write_alignment_cards(data: Path) -> None:
+    """`README.md` of every `drafter-*` folder, from alignment.json and the stored results of
+    `python -m specnb.bench drafters`. ValueError where they were not measured."""
+    stored = json.loads((data / "results" / "drafters.json").read_text(encoding="utf-8"))
+    hashes = "\n".join(f"- {name}: `{value}`" for name, value in sources(data).items())
+    for folder in sorted((data / "models").glob("drafter-*")):
+        if not any(cell["drafter"] == folder.name for cell in stored["figures"]["cells"]):
+            raise ValueError(f"{folder.name}: run `python -m specnb.bench drafters --store` first")
+        (folder / "README.md").write_text(alignment_card(folder, stored, hashes))
+
+
+def alignment_card(folder: Path, stored: dict, hashes: str) -> str:
+    """The card of a drafter that was trained by `specnb.training.align`."""
+    about = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    eyes = folder / "adapter.safetensors"
+    kind = f"{config['num_hidden_layers']} layer(s) x {config['hidden_size']}"
+    sees = (
+        "; it reads what its target's vision tower and projector make of the picture, projected "
+        "to its own width, in nine places before the text. `adapter.json` names that target. "
+        "Without a picture it reads the text alone"
+        if eyes.is_file()
+        else ", text only"
+    )
+    more = f"\n- adapter sha256: `{sha256(eyes)}`" if eyes.is_file() else ""
+    recipe = about["recipe"]
+    then = f", then {recipe['then_steps']:,} with `{recipe['then']}`" if recipe["then"] else ""
+    figures = stored["figures"]
+    return _ALIGNED.format(
+        name=folder.name,
+        kind=kind,
+        sees=sees,
+        vocabulary=config["vocab_size"],
+        sha=sha256(folder / "model.safetensors"),
+        more=more,
+        hashes=hashes,
+        command=about["command"].replace("python -m specnb.training ", ""),
+        start=about["start"],
+        steps=f"{recipe['steps']:,}",
+        loss=recipe["loss"],
+        then=then,
+        batch=recipe["batch"],
+        seed=recipe["seed"],
+        answers=f"{about['n_answers']:,}",
+        temperatures=", ".join(map(str, about["asking"]["temperatures"])),
+        cpu=about["cpu_s"],
+        n=figures["n"],
+        length=figures["draft_length"],
+        quality=alignment_table(figures, folder.name),
+    )
+
+
+def alignment_table(figures: dict, name: str) -> str:
+    """Acceptance, block efficiency and word classes of one drafter, as Markdown."""
+    lines = [
+        "| task | sampling | acceptance | block efficiency (95 %) | MBSU | function words "
+        "| seen words |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in figures["cells"]:
+        if cell["drafter"] == name:
+            tau = cell["tau"]
+            lines.append(
+                f"| {cell['task']} | {cell['sampling']} | {cell['alpha']['value']:.3f} "
+                f"| {tau['value']:.2f} ({tau['low']:.2f}-{tau['high']:.2f}) "
+                f"| {cell['mbsu']['value']:.2f} | {cell['function']['value']:.1%} "
+                f"| {cell['seen']['value']:.1%} |"
+            )
+    return "\n".join(lines)
+
+
 def _stages(seconds: dict[str, float], recipe) -> str:
     stages = {s.name: s for s in vars(recipe).values() if isinstance(s, Stage)}
     lines = ["| stage | steps | rows per step | learning rate | minutes |", "|---|---|---|---|---|"]
@@ -204,6 +275,32 @@ prompt nor the text so far has named; the rate is accepted / examined.
 {quality}
 """
 
+_ALIGNED = """# Embedded drafter `{name}`
+
+`LlamaForCausalLM`, {kind} with a tied head, the target's tokenizer ({vocabulary} ids), bf16
+weights{sees}.
+
+- weights sha256: `{sha}`{more}
+- licence: Apache-2.0; trained by this project on the embedded target's own answers
+{hashes}
+
+## How it was trained
+
+    python -m specnb.training {command}
+
+Start: {start}. {steps} steps of {batch} answers with `{loss}`{then}, seed {seed}, on {answers}
+answers of the embedded target at temperatures {temperatures}; {cpu} seconds of one CPU core,
+answers apart. The command gives a drafter of this kind, not these very bits.
+
+## Measured
+
+`python -m specnb.bench drafters`, {n} evaluation prompts per task, draft length {length}. Intervals
+are bootstrapped over prompts. Seen words tell a colour, kind, size, place or count that neither the
+prompt nor the text so far has named; the rate is accepted / examined.
+
+{quality}
+"""
+
 _DATA = """# Data
 
 Everything here was made by this project: pictures and texts by `specnb.scenes` from seeds, models
@@ -241,4 +338,5 @@ if __name__ == "__main__":
         load_figures(DATA / "models" / "quality.json"),
         load_figures(DATA / "models" / "training.json"),
     )
+    write_alignment_cards(DATA)
     write_data_readme(DATA)

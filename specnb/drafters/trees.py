@@ -272,6 +272,10 @@ class TrimmedDrafting:
             self.inner.context = Numbered(self.inner.context, kept)
 
     @property
+    def context(self) -> Context:
+        return self.inner.context
+
+    @property
     def state(self) -> Hashable:
         return self.inner.state
 

@@ -29,6 +29,7 @@ from specnb.models.llama import LlamaContext
 from specnb.models.small import SmallContext
 
 CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
+NAMES = ("weight", "bias")
 IMAGE_ID = 1 << 40  # stands for a picture's place; no vocabulary is that large
 
 
@@ -115,6 +116,12 @@ class AdapterModel(HFModel):
     that the folder names, which is loaded when a picture is first to be encoded.
     """
 
+    side: int  # of the grid of places that a picture takes
+    projector: tuple[Tensor, Tensor]
+    eyes_are: dict[str, Any]  # what adapter.json says
+    _eyes: HFModel | None
+    _load: Callable[..., HFModel]
+
     @classmethod
     def of(
         cls, language: HFModel, folder: str | Path, load: Callable[..., HFModel]
@@ -128,15 +135,14 @@ class AdapterModel(HFModel):
         other = cls.__new__(cls)
         other.__dict__.update(language.__dict__)
         weights = load_file(path / WEIGHTS)
-        if set(weights) != {"weight", "bias"} or len(weights["weight"]) != other.width:
+        if set(weights) != set(NAMES) or len(weights["weight"]) != other.width:
             raise ValueError(
                 f"model {str(path)!r}: {WEIGHTS} does not fit its language model; copy the folder "
                 "again"
             )
         other.side = about["side"]
-        other.projector = tuple(
-            weights[name].to(other.device, torch.float32) for name in ("weight", "bias")
-        )
+        weight, bias = (weights[name].to(other.device, torch.float32) for name in NAMES)
+        other.projector = weight, bias
         other.sees_images, other.image_token_id = True, IMAGE_ID
         other.eyes_are = about
         other._eyes, other._load = None, load
@@ -174,8 +180,8 @@ class AdapterModel(HFModel):
         return eyes
 
     def beside(self, target: HFModel) -> AdapterModel:
-        other = super().beside(target)
-        other._eyes = other._known(target)
+        other: Any = super().beside(target)  # a copy of this kind
+        other._eyes = self._known(target)
         return other
 
     def chat(self, prompt: Any, image: int = 0) -> str:

@@ -4,7 +4,7 @@
 """
 
 from specnb.training.align import Answers, Recipe, align, new_drafter
-from specnb.training.inherit import inherit
+from specnb.training.inherit import grown, inherit
 from specnb.training.losses import LOSSES
 
-__all__ = ["LOSSES", "Answers", "Recipe", "align", "inherit", "new_drafter"]
+__all__ = ["LOSSES", "Answers", "Recipe", "align", "grown", "inherit", "new_drafter"]

@@ -26,6 +26,9 @@ def main() -> None:
     ours.add_argument("--target", default="", help="folder or hub id; default: the embedded one")
     ours.add_argument("--draft", default="", help="start from this folder; default: a new model")
     ours.add_argument("--inherit", type=int, default=0, help="start from so many target blocks")
+    for name in ("width", "heads", "intermediate"):
+        ours.add_argument(f"--{name}", type=int, help="inherit: so much of it; default: all")
+    ours.add_argument("--grow", type=int, default=0, help="add blocks to the start, up to so many")
     ours.add_argument("--prompts", type=Path, help="lines of JSON with a prompt each")
     ours.add_argument("--n", type=int, default=3072, help="prompts of the embedded world")
     ours.add_argument("--loss", default="kl", help="a name, or a sum as in '0.1 ce + 0.9 tv'")
@@ -33,6 +36,8 @@ def main() -> None:
     ours.add_argument("--lr", type=float, default=4e-3)
     ours.add_argument("--then", default="", help="the loss of the last steps; default: the same")
     ours.add_argument("--then-steps", type=int, default=600)
+    ours.add_argument("--then-lr", type=float, default=1e-3)
+    ours.add_argument("--batch", type=int, default=64, help="answers per step")
     ours.add_argument("--seed", type=int, default=0)
     ours.add_argument("--sees", action="store_true", help="an adapter on the target's features")
     options = parser.parse_args()
@@ -82,9 +87,10 @@ def _align(options) -> Path:
     """The folder of the drafter that the options ask for."""
     from specnb.models.load import EMBEDDED, load_model
     from specnb.training.align import Recipe, align
-    from specnb.training.inherit import inherit
+    from specnb.training.inherit import grown, inherit
 
     draft = options.draft
+    narrow = options.width, options.heads, options.intermediate
     if options.inherit:
         if draft:
             raise ValueError(
@@ -92,7 +98,13 @@ def _align(options) -> Path:
             )
         name = options.target or str(EMBEDDED / "target")
         kind = {"dtype": "float32", "device": "cpu", "runtime": "transformers"}
-        draft = inherit(load_model(name, certify=False, **kind), options.inherit)
+        draft = inherit(load_model(name, certify=False, **kind), options.inherit, *narrow)
+    if options.grow:
+        if isinstance(draft, str):
+            from transformers import AutoModelForCausalLM
+
+            draft = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
+        draft = grown(draft, options.grow)
     prompts = None
     if options.prompts:
         lines = options.prompts.read_text(encoding="utf-8").splitlines()
@@ -109,6 +121,8 @@ def _align(options) -> Path:
             options.lr,
             options.then,
             options.then_steps,
+            options.then_lr,
+            options.batch,
             seed=options.seed,
         ),
         n=options.n,

@@ -12,7 +12,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from specnb.training.loop import Stage, train
 from specnb.training.losses import loss_of
 
 DRAFT_LENGTH = 5
+ABOUT = "alignment.json"
 CHECK_EVERY = 200  # steps between two looks at held-out answers
 
 
@@ -200,7 +201,8 @@ def held_out(module: Any, answers: Answers, draft_length: int = DRAFT_LENGTH) ->
     """
     by_position: list[list[float]] = []
     tokens, calls = {0.0: 0, 1.0: 0}, {0.0: 0.0, 1.0: 0.0}
-    alphas, agree = [], []
+    alphas: list[Tensor] = []
+    agree: list[Tensor] = []
     for first in range(0, len(answers), 64):
         chosen = range(first, min(first + 64, len(answers)))
         batch = answers.rows(chosen)
@@ -286,9 +288,9 @@ def said_most(answers: Answers) -> list[int]:
     return [int(i) for i in np.lexsort((np.arange(len(counts)), -counts))]
 
 
-def save(module: Any, target: Any, answers: Answers, out: Path) -> None:
-    """bf16 weights, config, tokenizer and the ids that the target says most: a folder that
-    `load_pair(draft=...)` takes."""
+def save(module: Any, target: Any, answers: Answers, out: Path, about: dict[str, Any]) -> None:
+    """bf16 weights, config, tokenizer, the ids that the target says most, and `about` (how it was
+    trained, as alignment.json): a folder that `load_pair(draft=...)` takes."""
     seeing = getattr(module, "projector", None) is not None
     bf16 = copy.deepcopy(module.language if seeing else module).to(torch.bfloat16)
     bf16.save_pretrained(out)
@@ -296,6 +298,7 @@ def save(module: Any, target: Any, answers: Answers, out: Path) -> None:
     for name in ("chat_template.jinja",):  # the target's own is followed
         (out / name).unlink(missing_ok=True)
     (out / FREQUENT).write_text(json.dumps(said_most(answers)) + "\n")
+    (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     if seeing:
         save_adapter(module, target.path, out)
 
@@ -391,9 +394,10 @@ def align(
             raise ValueError("sees=True: these prompts have no pictures; leave it out")
         torch.manual_seed(recipe.seed)
         module = Adapted(module, answers.features.shape[-1], math.isqrt(answers.features.shape[1]))
-    train_on(module, answers, folder, recipe, watched)
+    figures = train_on(module, answers, folder, recipe, watched)
     place = Path(out) if str(out) else folder / "drafter"
-    save(module, goal, answers, place)
+    about = {"recipe": asdict(recipe), "asking": asdict(asking), "n_answers": len(answers)}
+    save(module, goal, answers, place, {**about, "held_out": figures})
     return place
 
 

@@ -105,3 +105,28 @@ def strongest(sizes: Tensor, n: int) -> Tensor:
 
 def _rows(heads: Tensor, head_dim: int) -> Tensor:
     return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+
+
+@torch.no_grad()
+def grown(module: Any, blocks: int, seed: int = 0) -> Any:
+    """A `LlamaForCausalLM` with more blocks behind its own, which change no logit yet.
+
+    New blocks write nothing (their output matrices are zero), so that a drafter that has learned
+    goes on from where it was. ValueError where it has as many blocks already.
+    """
+    from transformers import LlamaForCausalLM
+
+    before = module.config.num_hidden_layers
+    if whole("blocks", blocks, 1) <= before:
+        raise ValueError(f"blocks={blocks}: the drafter has {before} already; give more")
+    config = copy.deepcopy(module.config)
+    config.num_hidden_layers = blocks
+    config.layer_types = None  # of blocks, where transformers lists them
+    torch.manual_seed(seed)
+    larger = LlamaForCausalLM(config).to(module.dtype)
+    missing = larger.load_state_dict(module.state_dict(), strict=False).unexpected_keys
+    assert not missing
+    for block in larger.model.layers[before:]:
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+    return larger

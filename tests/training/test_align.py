@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import specnb as sn
 from specnb.models.load import EMBEDDED, load_model
-from specnb.training import LOSSES, Answers, Recipe, align, inherit, new_drafter
+from specnb.training import LOSSES, Answers, Recipe, align, grown, inherit, new_drafter
 from specnb.training.align import calls_needed, draft_logits, held_out, said_most, train_on
 from specnb.training.answers import Asked, Asking, scene_prompts, write_answers
 
@@ -272,6 +272,19 @@ def test_narrower_drafters(target):
     for wrong in ({"blocks": 9}, {"blocks": 0}, {"width": 999}, {"heads": 7}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             inherit(target, **wrong)
+
+
+def test_growth_changes_no_logit(target):
+    small = new_drafter(target)
+    ids = torch.tensor([[1, 5, 9, 30]])
+    with torch.inference_mode():
+        large = grown(small, 3)
+        assert torch.equal(large(ids).logits, small(ids).logits)
+        large.model.layers[2].mlp.down_proj.weight.normal_()
+        assert not torch.equal(large(ids).logits, small(ids).logits)
+    assert len(large.model.layers) == 3
+    with pytest.raises(ValueError, match="has 1 already"):
+        grown(small, 1)
 
 
 def test_prompts_are_items_or_texts():

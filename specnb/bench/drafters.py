@@ -1,0 +1,347 @@
+"""How should a drafter be trained? Shipped drafters side by side: losses, start, eyes, vocabulary.
+
+All of them decode the same prompts with the same seeds, in turns. c of the memory-bound speed-up
+is parameters read per draft forward over those of a target forward, the eyes apart: the picture is
+encoded once, for the target.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import specnb as sn
+from specnb.bench import KEPT
+from specnb.bench.quality import word_classes
+from specnb.measure import RowCache, turns
+from specnb.measure.rows import Setting, method_key, models_of, prompt_key
+from specnb.measure.runner import decode
+from specnb.measure.stats import by_prompt, ends, how_often
+from specnb.scenes import TASKS, examples
+
+TITLE = "How should a drafter be trained?"
+ABOUT = (
+    "One training each, so the intervals are over prompts and not over trainings: what two "
+    "trainings of one recipe differ by is not in them. `drafter` is where the others of its size "
+    "started from; all learned from the same answers. Ratios are paired by prompt and seed, "
+    "geometric means over the tasks."
+)
+SHIPPED = "drafter"
+TEMPERATURES = {"greedy": 0.0, "T = 1": 1.0}
+DRAFT_LENGTH = 5
+MOST_NEW_TOKENS = 110
+VOCABULARIES = (64, 96, 128, 192, 256)
+WORDS = ("function", "named", "seen")
+QUOTING = ("conversation", "science")  # their prompts hold what answers repeat
+
+
+class DraftRow(NamedTuple):
+    """One run in figures; of each word class what was examined and what was accepted."""
+
+    prompt: str
+    seed: int
+    tokens: int
+    calls: int
+    forwards: int
+    accepted: int
+    examined: int
+    seconds: float
+    function: int = 0
+    function_right: int = 0
+    named: int = 0
+    named_right: int = 0
+    seen: int = 0
+    seen_right: int = 0
+
+
+def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
+    """All figures, on `n` evaluation prompts per task (60). `draft` names folders, with commas, in
+    place of the shipped ones. With `seconds` every run is timed anew, beside all others."""
+    n = n or 60
+    folders = draft.split(",") if draft else shipped()
+    pairs: dict[str, sn.Pair] = {}
+    goal = None
+    for folder in folders:
+        pair = sn.load_pair(target, str(folder))
+        goal = goal or pair.target  # loaded once: all of them verify with the same weights
+        pairs[Path(folder).name] = sn.Pair(goal, pair.draft)
+    first = next(iter(pairs.values()))
+    chain = sn.Chain(DRAFT_LENGTH)
+    kept = None if seconds else RowCache(KEPT / "drafters.jsonl", DraftRow)
+    runs = {name: (pair, chain) for name, pair in pairs.items()}
+    figures: dict[str, Any] = {"n": n, "draft_length": DRAFT_LENGTH, "seconds": seconds}
+    figures["c"] = {name: pair.parameter_ratio for name, pair in pairs.items()}
+    rows = _rows(runs, TASKS, n, kept, plain=seconds)
+    figures["cells"] = _cells(rows, figures["c"])
+    figures["ratios"] = _ratios(rows, figures["c"], next(iter(pairs)), seconds)
+    if not draft:
+        figures["how"] = {name: _how(folder) for name, folder in zip(pairs, folders, strict=True)}
+        sizes = [k for k in VOCABULARIES if k < first.draft.own_vocab_size]
+        trimmed = {k: sn.Pair(first.target, first.draft.trimmed(k)) for k in sizes}
+        cut = {"all": (first, chain)} | {str(k): (pair, chain) for k, pair in trimmed.items()}
+        costs = {name: pair.parameter_ratio for name, (pair, _) in cut.items()}
+        rows = _rows(cut, TASKS, n, kept)
+        figures["vocabulary"] = {
+            "c": costs,
+            "cells": _cells(rows, costs),
+            "ratios": _ratios(rows, costs, "all", seconds),
+        }
+        sides = {
+            "Chain(5)": sn.Chain(5),
+            "PromptLookup(3, 8)": sn.PromptLookup(3, 8),
+            "Either": sn.Either(sn.PromptLookup(3, 8), sn.Chain(5)),
+        }
+        rows = _rows({name: (first, side) for name, side in sides.items()}, QUOTING, n, kept)
+        costs = dict.fromkeys(sides, first.parameter_ratio)
+        figures["lookup"] = {
+            "cells": _cells(rows, costs),
+            "ratios": _ratios(rows, costs, "Chain(5)", seconds),
+        }
+    return figures
+
+
+def shipped() -> list[Path]:
+    """The folders of the embedded drafters, the one in use first."""
+    from specnb.models.load import EMBEDDED
+
+    return [EMBEDDED / SHIPPED, *sorted(EMBEDDED.glob(f"{SHIPPED}-*"))]
+
+
+def _how(folder: Path) -> dict[str, Any]:
+    about = folder / "alignment.json"
+    return json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+
+
+Rows = dict[tuple[str, str], dict[str, list[DraftRow]]]
+
+
+def _rows(
+    runs: Mapping[str, tuple[sn.Pair, Any]],
+    tasks: Sequence[str],
+    n: int,
+    kept: RowCache | None,
+    plain: bool = False,
+) -> Rows:
+    """(task, sampling) -> name -> rows, in the prompts' order."""
+    found: Rows = {}
+    runs = dict(runs)
+    if plain:
+        pair = next(iter(runs.values()))[0]
+        runs["plain"] = (sn.Pair(pair.target, pair.draft), sn.drafters.NoDraft())
+    known = {name: models_of(pair) for name, (pair, _) in runs.items()} if kept is not None else {}
+    for task in tasks:
+        items = examples(task, n, 0)
+        for label, temperature in TEMPERATURES.items():
+            sampling = sn.Sampling(temperature)
+            cell: dict[str, list[DraftRow]] = {name: [] for name in runs}
+            for number, name in turns(list(runs), n, f"{task} {label}"):
+                pair, drafter = runs[name]
+                item = items[number]
+                asked = prompt_key(item.prompt, item.image)
+                key, row = "", None
+                if kept is not None:
+                    setting = Setting(known[name], sampling, None, MOST_NEW_TOKENS)
+                    key = setting.key(*method_key(drafter), asked, number)
+                    row = kept.get(key)
+                if row is None:
+                    row = _row(pair, item, drafter, sampling, asked, number)
+                    if kept is not None:
+                        kept.add(key, row)
+                cell[name].append(row)
+            found[task, label] = cell
+    return found
+
+
+def _row(pair, item, drafter, sampling, asked: str, seed: int) -> DraftRow:
+    run = decode(pair, item, drafter, sampling=sampling, max_new_tokens=MOST_NEW_TOKENS, seed=seed)
+    classes = word_classes([run], [item])
+    words = {}
+    for name in WORDS:
+        hits = classes.get(name, [])
+        words[name], words[f"{name}_right"] = len(hits), sum(hits)
+    return DraftRow(
+        asked,
+        seed,
+        tokens=len(run.token_ids),
+        calls=len(run.blocks),
+        forwards=sum(block.draft_forwards for block in run.blocks),
+        accepted=sum(row.verdict == "accepted" for row in run.tokens),
+        examined=sum(row.verdict in ("accepted", "rejected") for row in run.tokens),
+        seconds=run.seconds,
+        **words,
+    )
+
+
+def _interval(rows: Sequence[DraftRow], above: np.ndarray, below: np.ndarray) -> dict[str, float]:
+    """sum(above) / sum(below) with its 95 % interval over prompts."""
+    sums = by_prompt([row.prompt for row in rows], np.stack([above, below], 1))
+    drawn = how_often(len(sums)) @ sums
+    low, high = ends(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12))
+    return {"value": float(above.sum() / max(below.sum(), 1e-12)), "low": low, "high": high}
+
+
+def _column(rows: Sequence[DraftRow], name: str) -> np.ndarray:
+    return np.array([getattr(row, name) for row in rows], float)
+
+
+def _cost(rows: Sequence[DraftRow], c: float) -> np.ndarray:
+    """What a run costs in target forwards, memory-bound: calls + c * draft forwards."""
+    return _column(rows, "calls") + c * _column(rows, "forwards")
+
+
+def _cells(rows: Rows, costs: Mapping[str, float]) -> list[dict[str, Any]]:
+    lines = []
+    for (task, label), cell in rows.items():
+        for name, own in cell.items():
+            if name == "plain":
+                continue
+            tokens = _column(own, "tokens")
+            line: dict[str, Any] = {
+                "task": task,
+                "sampling": label,
+                "drafter": name,
+                "alpha": _interval(own, _column(own, "accepted"), _column(own, "examined")),
+                "tau": _interval(own, tokens, _column(own, "calls")),
+                "mbsu": _interval(own, tokens, _cost(own, costs[name])),
+            }
+            for word in WORDS:
+                right, all_ = _column(own, f"{word}_right"), _column(own, word)
+                line[word] = _interval(own, right, all_) | {"n": int(all_.sum())}
+            lines.append(line)
+    return lines
+
+
+def _ratios(
+    rows: Rows, costs: Mapping[str, float], base: str, seconds: bool
+) -> dict[str, dict[str, dict[str, float]]]:
+    """sampling -> drafter -> MBSU over that of `base`, tau over its tau, and measured speed over it
+    and over plain decoding where runs were timed."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    names = [name for name in next(iter(rows.values())) if name != "plain"]
+    for label in TEMPERATURES:
+        cells = [cell for (_, one), cell in rows.items() if one == label]
+        found[label] = {}
+        for name in names:
+            line = {}
+            kinds = {"tau": (name, base), "mbsu": (name, base)}
+            if seconds:
+                kinds |= {"speed": (name, base), "over_plain": (name, "plain")}
+            for kind, (mine, theirs) in kinds.items():
+                for key, value in _ratio(cells, mine, theirs, kind, costs).items():
+                    line[f"{kind}{key}"] = value
+            found[label][name] = line
+    return found
+
+
+def _ratio(cells, mine: str, theirs: str, kind: str, costs) -> dict[str, float]:
+    """Geometric mean over cells of pooled mine / theirs, prompts resampled in pairs."""
+    logs, drawn = [], 0.0
+    rng = np.random.default_rng(0)
+    for cell in cells:
+        sums = []
+        for name in (mine, theirs):
+            own = cell[name]
+            below = {
+                "tau": lambda own=own, name=name: _column(own, "calls"),
+                "mbsu": lambda own=own, name=name: _cost(own, costs[name]),
+            }.get(kind, lambda own=own, name=name: _column(own, "seconds"))()
+            prompts = [row.prompt for row in own]
+            sums.append(by_prompt(prompts, np.stack([_column(own, "tokens"), below], 1)))
+        often = how_often(len(sums[0]), rng)
+
+        def rate(part: np.ndarray) -> np.ndarray:
+            return np.log(part[..., 0] / part[..., 1])
+
+        logs.append(float(rate(sums[0].sum(0)) - rate(sums[1].sum(0))))
+        drawn = drawn + rate(often @ sums[0]) - rate(often @ sums[1])
+    low, high = ends(np.exp(np.asarray(drawn) / len(cells)))
+    return {"": float(np.exp(np.mean(logs))), "_low": low, "_high": high}
+
+
+# ------------------------------------------------------------------------------------- printing
+
+
+def _with_ends(figure: Mapping[str, float], digits: int = 2) -> str:
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def _ratio_text(line: Mapping[str, float], kind: str) -> str:
+    if kind not in line:
+        return "-"
+    return f"{line[kind]:.3f} ({line[f'{kind}_low']:.3f}-{line[f'{kind}_high']:.3f})"
+
+
+def table(figures: dict) -> str:
+    """The figures as Markdown."""
+    n = figures["n"]
+    lines = [
+        f"{n} evaluation prompts per task, draft length {figures['draft_length']}, 95 % over "
+        "prompts.",
+        "",
+        *_cell_table(figures["cells"], figures["c"]),
+        "",
+        f"Against `{next(iter(figures['c']))}`, geometric mean over the tasks:",
+        "",
+        *_ratio_table(figures["ratios"]),
+        "",
+        "Accepted of what was examined, by the word that stood there in the end: seen words tell "
+        "what neither the prompt nor the text so far has named.",
+        "",
+        *_word_table(figures["cells"]),
+    ]
+    if "vocabulary" in figures:
+        cut = figures["vocabulary"]
+        lines += ["", "The drafter with k ids of its vocabulary:", ""]
+        lines += _cell_table(cut["cells"], cut["c"], "ids")
+        lines += ["", *_ratio_table(cut["ratios"], "ids")]
+    if "lookup" in figures:
+        cut = figures["lookup"]
+        lines += ["", "Prompt lookup with the drafter behind it:", ""]
+        lines += _cell_table(cut["cells"], None, "method")
+        lines += ["", *_ratio_table(cut["ratios"], "method")]
+    return "\n".join(lines)
+
+
+def _cell_table(cells, costs: Mapping[str, float] | None, what: str = "drafter") -> list[str]:
+    lines = [f"| task | sampling | {what} | c | alpha | block efficiency | MBSU |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for cell in cells:
+        cost = f"{costs[cell['drafter']]:.4f}" if costs else "-"
+        lines.append(
+            f"| {cell['task']} | {cell['sampling']} | {cell['drafter']} | {cost} "
+            f"| {_with_ends(cell['alpha'], 3)} | {_with_ends(cell['tau'])} "
+            f"| {_with_ends(cell['mbsu'])} |"
+        )
+    return lines
+
+
+def _ratio_table(ratios, what: str = "drafter") -> list[str]:
+    timed = any("speed" in line for part in ratios.values() for line in part.values())
+    head = f"| {what} | sampling | block efficiency | MBSU |"
+    head += " speed | over plain decoding |" if timed else ""
+    lines = [head, "|---|---|---|---|" + "---|---|" * timed]
+    for label, part in ratios.items():
+        for name, line in part.items():
+            row = f"| {name} | {label} | {_ratio_text(line, 'tau')} | {_ratio_text(line, 'mbsu')} |"
+            if timed:
+                row += f" {_ratio_text(line, 'speed')} | {_ratio_text(line, 'over_plain')} |"
+            lines.append(row)
+    return lines
+
+
+def _word_table(cells) -> list[str]:
+    lines = ["| task | sampling | drafter | function | named | seen |", "|---|---|---|---|---|---|"]
+    for cell in cells:
+        words = " | ".join(
+            f"{cell[word]['value']:.3f} ({cell[word]['low']:.3f}-{cell[word]['high']:.3f})"
+            if cell[word]["n"]
+            else "-"
+            for word in WORDS
+        )
+        lines.append(f"| {cell['task']} | {cell['sampling']} | {cell['drafter']} | {words} |")
+    return lines
