@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
-SUBJECTS += ("first_model", "before", "verification")
+SUBJECTS += ("first_model", "before", "verification", "long_context")
 
 
 def main() -> None:
