@@ -37,6 +37,7 @@ __all__ = [
     "predicted",
     "rejection_step",
     "residual",
+    "sink_recent_mask",
     "threshold_update",
     "tokens_of_a_call",
     "verify_step",
@@ -717,6 +718,64 @@ def rejection_step(function: Function, strict: bool = False) -> Function:
 
 
 # ------------------------------------------------------------------------------------- 07
+
+
+def sink_recent_mask(function: Function, strict: bool = False) -> Function:
+    """Exercise 1 of notebook 06: which slots StreamingLLM reads, one truth value per slot."""
+
+    def variant(first: int = 0, last: int = 0, whole: bool = False) -> Function:
+        def mask(n_slots, budget, sink):
+            slots = torch.arange(n_slots)
+            recent = budget if whole else budget - sink + last
+            return (slots < sink + first) | (slots >= n_slots - recent)
+
+        return mask
+
+    right = variant()
+
+    def reference(n_slots, budget, sink):
+        return right(n_slots, budget, sink)
+
+    cases = [(10, 6, 2), (8, 3, 0), (12, 5, 4), (5, 9, 2), (100, 20, 4), (6, 6, 1)]
+    mistakes = [
+        (
+            variant(whole=True),
+            "The sink is part of the budget: what is left of it goes to the latest slots.",
+        ),
+        (variant(first=-1), "One slot of the sink is missing: the first has number 0."),
+        (variant(first=1), "One slot of the sink too many: they end at sink - 1."),
+        (variant(last=1), "One of the latest too many: the last slot has number n_slots - 1."),
+        (variant(last=-1), "One of the latest is missing: the last slot has number n_slots - 1."),
+        (
+            lambda n_slots, budget, sink: ~right(n_slots, budget, sink),
+            "The mask is to be true where a slot is read.",
+        ),
+        (
+            lambda n_slots, budget, sink: torch.arange(n_slots) < budget,
+            "These are the first slots; most of the budget goes to the latest.",
+        ),
+        (
+            lambda n_slots, budget, sink: torch.arange(n_slots) >= n_slots - budget,
+            "These are the latest slots; the first `sink` are read as well.",
+        ),
+        (
+            lambda n_slots, budget, sink: torch.arange(n_slots) >= n_slots - budget + sink,
+            "The first `sink` slots are read as well.",
+        ),
+        (
+            lambda n_slots, budget, sink: (
+                (torch.arange(n_slots) < sink) & (torch.arange(n_slots) >= n_slots - budget + sink)
+            ),
+            "A slot is read if it is one of the first *or* one of the latest: take `|`.",
+        ),
+        (
+            lambda n_slots, budget, sink: right(n_slots, budget, sink).nonzero().flatten(),
+            "These are the numbers of the slots; give one truth value for each slot.",
+        ),
+    ]
+    return judge(
+        Exercise("exercise 1", "sink_recent_mask", reference, cases, mistakes), function, strict
+    )
 
 
 def bold_draw(function: Function, strict: bool = False) -> Function:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from specnb.lesson.address import write_address
 from specnb.lesson.config import (
     DraftModelConfig,
+    LongContextConfig,
     ReportConfig,
     RunConfig,
     StoppingConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "ROOT",
     "DraftModelConfig",
     "Item",
+    "LongContextConfig",
     "ReportConfig",
     "RunConfig",
     "StoppingConfig",

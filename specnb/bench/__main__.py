@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
-SUBJECTS += ("first_model", "before", "drafters", "verification")
+SUBJECTS += ("first_model", "before", "drafters", "verification", "long_context")
 TIMED = ("stopping", "trees", "drafters", "verification")  # the others are always timed, or never
 
 

@@ -19,6 +19,8 @@ OVERRIDDEN = (
     "adaptive",
     "branching",
     "width",
+    "budget",
+    "select",
 )
 
 
@@ -139,6 +141,36 @@ class StoppingConfig(DraftModelConfig):
         if self.rule == "MaxConfidence":
             return MaxConfidence(threshold, adaptive=self.adaptive)
         return AdaEDL(threshold, adaptive=self.adaptive, entropy_factor=self.entropy_factor)
+
+
+@dataclass(frozen=True)
+class LongContextConfig(RunConfig):
+    """Parameters of the notebook on long texts. `select` is written as in "Chunks(4)"."""
+
+    draft_length: int = 4
+    temperature: float = 1.0
+    n_prompts: int = 2
+    kind: str = "album"
+    positions: int = 256
+    budget: int = 24
+    select: str = "Chunks(4)"
+
+    def __post_init__(self):
+        super().__post_init__()
+        from specnb.scenes import LONG_TASKS
+
+        if self.kind not in LONG_TASKS:
+            raise ValueError(f"kind={self.kind!r}: choose one of {', '.join(LONG_TASKS)}")
+        object.__setattr__(self, "positions", arguments.whole("positions", self.positions, 16))
+        object.__setattr__(self, "budget", arguments.whole("budget", self.budget, 1))
+        _ = self.own  # refuses what is no selector, or a budget that it cannot spend
+
+    @property
+    def own(self):
+        """The `SparseSelf` that the parameters describe."""
+        from specnb.methods import method
+
+        return method(f"SparseSelf({self.select}, {self.budget}, {self.draft_length})")
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ class Chunks:
 
     A chunk is `size` slots in a row; its score is the dot product of its mean key and the query, by
     layer and head, summed over the queries that share a head's keys. `always_first` keeps the first
-    chunk, as TriForce does; the slots behind the last whole chunk are always read.
+    chunk. The last whole chunk and the slots behind it are always read, as TriForce always reads
+    what was generated since it chose: a head that looks two words back finds them there.
     """
 
     size: int = knob(8, least=1, upto=64, words="slots per chunk")
@@ -134,12 +135,12 @@ class Chunks:
 
     @property
     def least(self) -> int:
-        return self.size * (2 if self.always_first else 1)
+        return self.size * (3 if self.always_first else 2)
 
     def choose(self, layer: CachedLayer, budget: int) -> Chosen:
         n, size = len(layer.candidates), self.size
-        means = layer.chunk_means(size)
-        scores = torch.einsum("hgd,hcd->hc", layer.queries, means)
+        scores = torch.einsum("hgd,hcd->hc", layer.queries, layer.chunk_means(size))
+        scores[:, -1] = math.inf
         if self.always_first:
             scores[:, 0] = math.inf
         tail = n % size
@@ -196,20 +197,27 @@ class LastVerification:
 
     As SpecAttn (2602.07223) and SpecExtend choose: what the target's last kept token looked at is
     what the next ones will want. Its attention weights are computed once more, from its queries and
-    all keys; a kernel that gives them away would save that.
+    all keys; a kernel that gives them away would save that. The `local` latest slots are always
+    read: a head that looks two words back looks elsewhere for every next word.
     """
+
+    local: int = knob(4, least=0, upto=64, words="latest slots, always read", kw_only=True)
 
     by_place, every_token = False, False
 
+    def __post_init__(self) -> None:
+        settle(self)
+
     @property
     def least(self) -> int:
-        return 1
+        return self.local + 1
 
     def choose(self, layer: CachedLayer, budget: int) -> Chosen:
         keys = layer.keys
         layer.count(keys.numel())
         weights = attention_weights(layer.last_queries, keys)
         by_slot = weights.sum(1)[:, layer.candidates]
+        by_slot[:, by_slot.shape[1] - self.local :] = math.inf
         return Chosen(layer.candidates[by_slot.topk(budget).indices])
 
 

@@ -149,6 +149,7 @@ def test_texts():
         "SparseSelf(Chunks(8, always_first=False), 64, 4, over='images')",
         "SparseSelf(SparQ(16, 16), 64, 4, stop=AdaEDL(0.4))",
         "SparseSelf(LastVerification(), 32, 2)",
+        "SparseSelf(LastVerification(local=8), 32, 2)",
         "Hierarchy(Chain(1), SparseSelf(SinkRecent(4), 64, 6))",
         "Hierarchy(PromptLookup(3, 5), Chain(4))",
     ):
@@ -167,7 +168,7 @@ def test_texts():
     ("text", "said"),
     [
         ("SparseSelf(SinkRecent(64), 64)", r"budget=64: SinkRecent\(sink=64\) spends at least 65"),
-        ("SparseSelf(Chunks(16), 31)", "spends at least 32; raise the budget"),
+        ("SparseSelf(Chunks(16), 47)", "spends at least 48; raise the budget"),
         ("SparseSelf(SparQ(8, 16), 16)", "spends at least 17"),
         ("SparseSelf(AdaEDL(0.4))", "give a selector, as in SinkRecent"),
         ("SparseSelf(SinkRecent(-1))", "sink=-1"),
