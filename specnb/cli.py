@@ -21,6 +21,7 @@ ELSEWHERE = {
     "collect": "one table of all results, as Parquet and CSV",
     "report": "tables and plots of all results, as a page",
     "html": "offline pages of a run",
+    "slides": "five slides for the first minutes of a workshop",
 }
 
 

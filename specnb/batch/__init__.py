@@ -2,7 +2,7 @@
 
 `python -m specnb.batch run [--out DIR] [-p NAME VALUE]... [notebook ...]`
 `python -m specnb.batch sweep FILE [--out DIR] [--workers N] [--scheduler ADDRESS] [--dry-run]`
-`python -m specnb.batch collect DIR`, `... report DIR`, `... html DIR`
+`python -m specnb.batch collect DIR`, `... report DIR`, `... html DIR`, `... slides FILE`
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from specnb.batch.collect import collect, report
 from specnb.batch.estimate import estimates
 from specnb.batch.plan import Plan, plan_of, read_sweep
 from specnb.batch.scheduler import carry_out, cluster, finished
+from specnb.files import write_whole
 
 __all__ = [
     "Plan",
@@ -135,6 +136,9 @@ def _parser(prog: str) -> arguments.Parser:
         ("html", "offline pages of a run"),
     ):
         commands.add_parser(name, help=words).add_argument("folder", metavar="DIR")
+    talk = commands.add_parser("slides", help="five slides for the first minutes of a workshop")
+    talk.add_argument("goal", metavar="FILE", help="the page to write")
+    talk.add_argument("source", nargs="?", help="Markdown (notebooks/SLIDES.md)")
     return parser
 
 
@@ -195,6 +199,12 @@ def _after(given: argparse.Namespace) -> int:
         print(f"{len(found)} lines of {runs} runs in {Path(given.folder) / 'table.csv'}")
     elif given.command == "report":
         print(f"to read: {report(given.folder)}")
+    elif given.command == "slides":
+        source = Path(given.source or paths.NOTEBOOKS / "SLIDES.md")
+        if not source.is_file():
+            raise ValueError(f"source {source}: there is no such file; give one in Markdown")
+        write_whole(Path(given.goal), export.slides(source))
+        print(f"to read: {given.goal}")
     else:
         print(*export.write(given.folder), sep="\n")
     return 0

@@ -9,10 +9,13 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specnb.batch.execute import FAILED, unsound
 from specnb.files import write_whole
+
+if TYPE_CHECKING:
+    from nbconvert import HTMLExporter
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
@@ -80,6 +83,21 @@ def write(folder: str | Path) -> list[Path]:
     return [*written, index]
 
 
+def slides(source: Path) -> str:
+    """A Markdown text as slides, one HTML page: `---` in a line of its own parts them.
+
+    Space, arrows and page keys go from one to the next; on paper each has a sheet of its own.
+    """
+    import nbformat
+
+    parts = re.split(r"^---$", source.read_text(encoding="utf-8"), flags=re.M)
+    cells = [nbformat.v4.new_markdown_cell(_with_formulas(part.strip())) for part in parts]
+    book = nbformat.v4.new_notebook(cells=cells)
+    title = parts[0].strip().splitlines()[0].lstrip("# ")
+    body, _ = _exporter("slides.html.j2").from_notebook_node(book, _resources(title))
+    return body
+
+
 def page(
     path: Path, parameters: Mapping[str, object] | None = None, links: str = ""
 ) -> tuple[str, str]:
@@ -89,7 +107,6 @@ def page(
     that it was run with, `links` the HTML above it.
     """
     import nbformat
-    from nbconvert import HTMLExporter
 
     book = nbformat.read(path, as_version=4)
     book.metadata.pop("widgets", None)
@@ -112,19 +129,12 @@ def page(
             else:
                 pictures += filter(None, [_picture(data)])
                 _strip_paths(output)
-    exporter = HTMLExporter(  # embed_images would close every <details> early
-        template_name=HERE.name, extra_template_basedirs=[str(HERE.parent)]
-    )
-    resources = {
-        "metadata": {"name": path.stem},
+    resources = _resources(path.stem) | {
         "plotly": _plotly() if figures else "",
-        "dark_theme": _of_template(exporter, "static/theme-dark.css"),
-        "font": base64.b64encode((HERE / "math.woff2").read_bytes()).decode(),
-        "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "links": links,
         "ran_with": _ran_with(parameters or {}),
     }
-    body, _ = exporter.from_notebook_node(book, resources)
+    body, _ = _exporter("index.html.j2").from_notebook_node(book, resources)
     drawings = [picture for picture in pictures if "image/svg" in picture]
     return body, (drawings or pictures[-1:])[0]
 
@@ -171,15 +181,30 @@ def _links(pages: Mapping[str, str], here: str) -> str:
     return f'<nav class="snb-pages" aria-label="pages">{each}</nav>'
 
 
+def _exporter(template: str) -> HTMLExporter:
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter(  # embed_images would close every <details> early
+        template_name=HERE.name, template_file=template, extra_template_basedirs=[str(HERE.parent)]
+    )
+
+
+def _resources(name: str) -> dict[str, Any]:
+    """What every page has in it."""
+    exporter = _exporter("index.html.j2")
+    dark = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")[0]
+    return {
+        "metadata": {"name": name},
+        "dark_theme": dark,
+        "font": base64.b64encode((HERE / "math.woff2").read_bytes()).decode(),
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+    }
+
+
 def _plotly() -> str:
     import plotly.offline
 
     return plotly.offline.get_plotlyjs().replace("</script", "<\\/script")
-
-
-def _of_template(exporter: Any, name: str) -> str:
-    """The text of a file of nbconvert's template."""
-    return exporter.environment.loader.get_source(exporter.environment, name)[0]
 
 
 def _figure(data: Mapping) -> str:

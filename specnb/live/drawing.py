@@ -48,6 +48,6 @@ class Drawing(w.VBox):
         at = {name: control.value for name, control in self.controls.items()}
         self.fold.description = (
             f"{'▾' if self.fold.value else '▸'} temperature {at['temperature']:.2g}, "
-            f"top-p {at['top_p']:.2g}, {at['new_tokens']} tokens, seed {at['seed']}"
+            f"top-p {at['top_p']:.2g}, at most {at['new_tokens']}, seed {at['seed']}"
         )
         show(self._folded, self.fold.value)

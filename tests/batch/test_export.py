@@ -240,3 +240,41 @@ def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
         assert complaints(page, known=CORNERS) == []
         context.close()
     assert foreign == [] and errors == []
+
+
+# ---- slides
+
+PLACE = "() => Math.round(scrollY / innerHeight)"
+HEIGHTS = "() => [...document.querySelectorAll('.snb-slide')].map(s => s.offsetHeight)"
+
+
+def test_a_text_becomes_slides(tmp_path, capsys):
+    source, goal = tmp_path / "talk.md", tmp_path / "talk.html"
+    source.write_text("# One & all\n\n$a^2$\n\n---\n\n# Two\n\na --- b\n")
+    assert batch.main(["slides", str(goal), str(source)]) == 0
+    body = goal.read_text()
+    assert body.count('<section class="snb-slide">') == 2 and "a --- b" in body
+    assert "<msup>" in body and "<title>One &amp; all</title>" in body
+    assert not re.search(r'<script[^>]*\ssrc=|<link[^>]*href="http|@import|from .https:', body)
+    with pytest.raises(SystemExit):
+        batch.main(["slides", str(goal), str(tmp_path / "nothing.md")])
+    assert "nothing.md: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_five_slides_fit_and_turn(chrome, shots, tmp_path):
+    goal = tmp_path / "slides.html"
+    batch.main(["slides", str(goal)])
+    context = chrome.new_context(viewport={"width": 1280, "height": 720}, offline=True)
+    page = context.new_page()
+    page.goto(goal.as_uri())
+    assert page.evaluate(HEIGHTS) == [720] * 5
+    seen = []
+    for key in ("Space", "ArrowRight", "PageDown", "ArrowDown", "Space", "Shift+Space", "ArrowUp"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(200)
+        seen.append(page.evaluate(PLACE))
+        page.screenshot(path=shots / f"slide-{seen[-1] + 1}.png")
+    assert seen == [1, 2, 3, 4, 4, 3, 2]
+    assert complaints(page, known={"page-has-heading-one": "html"}) == []
+    context.close()

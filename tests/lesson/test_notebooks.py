@@ -431,7 +431,8 @@ def test_teaching_knows_every_notebook(path):
     said = lesson(path.stem)
     minutes = re.search(r"About (\d+) minutes", read(path).cells[0].source)[1]
     assert said.strip().startswith(f"{minutes} minutes.")
-    row = re.search(rf"`{path.stem}` \|.*\| (\d+) \|", (ROOT / "README.md").read_text("utf-8"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    row = re.search(rf"\(notebooks/{path.stem}\.ipynb\) \| (\d+) \|", readme)
     assert row[1] == minutes
     start = "\n".join(cell.source for cell in read(PATHS[0]).cells)
     title = path.stem.replace("_", " ").replace("language only", "language-only")
@@ -454,6 +455,19 @@ def test_teaching_asks_what_the_notebook_asks(path):
     assert re.findall(r"^### (Exercise .*)$", lesson(path.stem), re.M) == titles
     assert said.count("What the room should see") == len(panels)
     assert said.count("Usual wrong answers") == max(1, len(titles))
+
+
+@lesson_by_lesson
+def test_every_lesson_ends_with_a_quiz_that_the_teacher_has_too(path):
+    """Four questions with answers folded below them, the same in TEACHING.md."""
+    texts = [cell.source for cell in cells(path, "markdown")]
+    quiz = [text for text in texts if text.startswith("## Exit quiz")]
+    assert len(quiz) == 1
+    asked, _, answers = quiz[0].partition("<details><summary>Answers</summary>")
+    questions = re.findall(r"^\d\. (.*?)(?=^\d\. |\Z)", asked, re.M | re.S)
+    assert len(questions) == len(re.findall(r"^\d\. ", answers, re.M)) == 4
+    for question in questions:
+        assert flat(question) in flat(lesson(path.stem)), question
 
 
 @pytest.mark.parametrize("minutes", [60, 90, 180])

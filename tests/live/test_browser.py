@@ -124,6 +124,7 @@ def desk(lab, chrome):
     sheet.run_all()
     sheet.page.wait_for_selector('.snb-workbench [data-view="laws"]')
     found = Desk(sheet, lab.kernel("panel.ipynb"))
+    found.kernel.run("bench._drawing.fold.value = True")
     yield found
     found.kernel.close()
     sheet.close()
@@ -233,6 +234,9 @@ bench._refresh()"""
 def test_pictures_for_the_readme(desk, shots):
     """`pytest tests/live/test_browser.py -k readme` makes them anew."""
     views = ("tokens", "figures")
+    desk.kernel.run("bench._drawing.fold.value = False; bench.trail.moves = []")
+    for length in (1, 3, 8, 12):
+        desk.kernel.run(f"bench.a.controls['draft_length'].value = {length}; bench.work.finish()")
     desk.kernel.run(FIRST.format(method="chain", mode="whole text", length=5, views=views))
     desk.follows(2, method="chain, draft length 5")
     desk.page.locator(".snb-workbench").screenshot(path=shots / "panel.png")
@@ -243,7 +247,30 @@ def test_pictures_for_the_readme(desk, shots):
     desk.page.wait_for_selector('[data-view="step"]:has-text("Accept:")')
     desk.page.locator(".snb-workbench").screenshot(path=shots / "tree.png")
     desk.kernel.run(FIRST.format(method="chain", mode="whole text", length=5, views=VIEWS))
+    desk.kernel.run("bench._drawing.fold.value = True")
     desk.follows()
+
+
+# The slider and what it changes, in a window of this height.
+ON_ONE_SCREEN = """() => {
+  const box = css => document.querySelector(`.snb-workbench ${css}`).getBoundingClientRect();
+  const first = box('.snb-set-draft-length').top;
+  return [box('.snb-line').bottom - first, box('.snb-trail').bottom - first,
+          box('.snb-strip').top - first]; }"""
+
+
+def test_the_slider_and_the_figures_are_on_one_screen(desk):
+    """The five figures, the curves and the begin of the strip; 900 px less JupyterLab's own 150."""
+    desk.method("chain")
+    desk.press("temperature")  # folds it
+    desk.part(".snb-set-seed").wait_for(state="hidden")
+    for part, below in zip(
+        ("figures", "curves", "strip"), desk.page.evaluate(ON_ONE_SCREEN), strict=True
+    ):
+        assert 0 < below < 400, (part, below)
+    desk.press("temperature")
+    desk.part(".snb-set-seed").wait_for()
+    assert desk.page.locator(".snb-trail svg").count() == 2 and untidy(desk.page) == []
 
 
 SLIDERS = [
@@ -391,6 +418,10 @@ def test_seed_prompt_task_and_picture(desk):
     desk.press("1")
     desk.follows(picture=1)
     assert desk.page.locator('.snb-workbench [role="alert"]').count() == 0
+    assert desk.part(".snb-set-task select").input_value() == "own words"
+    desk.press("reset")
+    desk.follows(picture=1, seed=0, method="chain, draft length 5")
+    desk.knows("bench.chooser.prompt.value", before)
 
 
 def test_views_can_be_switched_by_keyboard(desk):
@@ -421,8 +452,8 @@ def test_tokens_one_by_one(desk):
 def test_errors_are_words_and_the_next_move_recovers(desk, shots):
     desk.method(OWN)
     alert = desk.page.locator('.snb-workbench [role="alert"]')
-    alert.wait_for()
-    assert "give package:Class" in alert.inner_text()
+    desk.page.wait_for_selector('[role="status"]:has-text("Which class?")')
+    assert alert.count() == 0 and desk.page.locator(".snb-workbench .snb-old").count()
     field = desk.part(".snb-set-path input")
     field.fill("__main__:Broken")
     field.press("Enter")
@@ -497,7 +528,15 @@ def test_step_by_step(desk, shots):
     field.press("Enter")
     desk.press("force it")
     desk.page.wait_for_selector('[data-view="step"] .snb-forced')
-    desk.press("next ▶")
+    field.fill("elephant")
+    field.press("Enter")
+    desk.press("force it")
+    frame = desk.page.locator('[data-view="step"] .snb-block:has(.snb-forced)')
+    frame.locator("text=ele >> nth=0").or_(frame.locator("text=␣e >> nth=0")).first.wait_for()
+    assert frame.count() == 1, "words by hand stand in one frame"
+    desk.press("play ▶▶")
+    desk.page.wait_for_selector('[data-view="step"]:has-text("Verify:")')
+    desk.press("pause")
     desk.page.wait_for_selector('[data-view="step"] svg')
     assert step.is_visible() and untidy(desk.page) == []
     desk.page.locator(".snb-workbench").screenshot(path=shots / "step.png")
@@ -587,6 +626,7 @@ def test_a_slow_target_grows_and_a_move_stops_it(lab, chrome, shots):
         field.fill(str(value))
         page.keyboard.press("Enter")
 
+    panel.locator("button.snb-set-drawing").click()
     for value, theme in ((1, LIGHT), (2, DARK)):
         page.evaluate(theme)
         seed(value)
