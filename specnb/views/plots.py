@@ -188,7 +188,7 @@ def block_efficiency_curve(
     figure.add_scatter(
         x=steps,
         y=[theory.expected_tokens(rate, g) for g in steps],
-        **line_of(1, f"closed form, {word} acceptance {rate:.3f}"),
+        **line_of(1, f"closed form, {word} acceptance {rate:.3f}") | {"mode": "lines"},
     )
     figure.update_traces(mode="markers", selector={"name": "measured"})
     figure.update_yaxes(rangemode="tozero")
