@@ -17,7 +17,6 @@ from specnb.paths import ROOT, need_checkout
 SOLUTION = re.compile(
     r"<details><summary>Solution</summary>\s*```python\n(.*?)```\s*(.*?)\s*</details>", re.DOTALL
 )
-FIRST = "import torch\n\nimport specnb as sn"
 
 
 def solutions(lesson: Path) -> dict[str, Any] | None:
@@ -35,7 +34,7 @@ def solutions(lesson: Path) -> dict[str, Any] | None:
 
     title = "".join(book["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
     add("markdown", f"# Solutions of {title}\n\nMade from `{lesson.name}`; do not edit.")
-    add("code", FIRST)
+    add("code", "import specnb as sn")
     for index, cell in enumerate(book["cells"]):
         if cell["metadata"].get("tags") != ["exercise"]:
             continue
@@ -53,6 +52,8 @@ def solutions(lesson: Path) -> dict[str, Any] | None:
         n += 1
     if not n:
         return None
+    if any("torch." in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
+        cells[1]["source"] = ["import torch\n", "\n", *cells[1]["source"]]
     kept = {key: book["metadata"][key] for key in ("kernelspec", "language_info")}
     return {"cells": cells, "metadata": kept, "nbformat": 4, "nbformat_minor": 5}
 
