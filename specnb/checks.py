@@ -28,7 +28,7 @@ __all__ = [
     "entropy_bound",
     "expected_calls",
     "expected_tokens",
-    "greedy_loop",
+    "speculate",
     "gumbel_top_k",
     "keep_boat",
     "mbsu",
@@ -69,7 +69,7 @@ def predicted(guess: Any, answer: float | None, what: str, why: str = "") -> Non
 # ------------------------------------------------------------------------------------- 00
 
 
-def greedy_loop(function: Function, strict: bool = False) -> Function:
+def speculate(function: Function, strict: bool = False) -> Function:
     """Exercise of notebook 00: speculative decoding with greedy models, (new tokens, calls)."""
 
     def variant(

@@ -208,7 +208,7 @@ def block_efficiency_curve(
     figure.add_scatter(
         x=steps,
         y=[theory.expected_tokens(rate, g) for g in steps],
-        **line_of(1, f"closed form, {word} acceptance {rate:.3f}"),
+        **line_of(1, f"closed form, {word} acceptance {rate:.3f}") | {"mode": "lines"},
     )
     figure.update_traces(mode="markers", selector={"name": "measured"})
     figure.update_yaxes(rangemode="tozero")
@@ -267,11 +267,14 @@ def token_classes(table: Any) -> go.Figure:
 
     `table` is a DataFrame or a list of dicts with `task`, `token_class` and `acceptance_rate`, and
     where known the ends `low` and `high` of an interval and the number `examined`, which then
-    stands in the bar.
+    stands at the bar's foot.
     """
     rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
     figure = figure_of("Which words the drafter gets right", "task", "acceptance rate")
-    for index, name in enumerate(dict.fromkeys(row["token_class"] for row in rows)):
+    names, tasks = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("token_class", "task")
+    )
+    for index, name in enumerate(names):
         mine = [row for row in rows if row["token_class"] == name]
         rates = [row["acceptance_rate"] for row in mine]
         bars = bars_of(index, name)
@@ -280,15 +283,19 @@ def token_classes(table: Any) -> go.Figure:
                 "array": [row["high"] - rate for row, rate in zip(mine, rates, strict=True)],
                 "arrayminus": [rate - row["low"] for row, rate in zip(mine, rates, strict=True)],
             }
-        if all("examined" in row for row in mine):
-            bars |= {
-                "text": [f"n = {row['examined']}" for row in mine],
-                "textposition": "inside",
-                "insidetextanchor": "start",
-                "textangle": -90,
-                "textfont": {"size": 14, "color": "#000000"},
-            }
         figure.add_bar(x=[row["task"] for row in mine], y=rates, **bars)
+        for row in mine:
+            if "examined" in row:  # on the bar's foot: bars of a task share 0.8 of its place
+                place = (index - (len(names) - 1) / 2) * 0.8 / len(names)
+                figure.add_annotation(
+                    x=tasks.index(row["task"]) + place,
+                    y=0,
+                    yshift=11,
+                    text=f"n={row['examined']}",
+                    showarrow=False,
+                    bgcolor="#ffffff",
+                    font={"size": 12, "color": "#000000"},
+                )
     figure.update_yaxes(range=[0, 1.05])
     return figure.update_layout(barmode="group")
 
