@@ -26,6 +26,7 @@ from specnb.measure import (
     Oracle,
     Row,
     RowCache,
+    auc_of,
     costed,
     followed,
     geometric_ratio,
@@ -33,7 +34,9 @@ from specnb.measure import (
     pooled,
     replay,
     replayed_row,
+    whole_auc,
 )
+from specnb.measure import calibration as calibration_of
 from specnb.measure.rollouts import Rule, Stored, Text, scores_of
 from specnb.models import calibration, settings
 from specnb.scenes import TASKS, examples
@@ -233,63 +236,19 @@ def _calibration(halves: Sequence[Cells]) -> dict[str, dict]:
     found = {}
     for task in dict.fromkeys(task for task, _ in halves[0]):
         texts = [text for half in halves for text in half[task, 1.0]]
-        scores = np.concatenate([scores_of(sn.AdaEDL(), text)[:, 0] for text in texts])
+        bins = calibration_of(texts, sn.AdaEDL())
         true = np.concatenate([text.overlap for text in texts])
-        kept = np.concatenate([text.kept for text in texts])
+        scores = np.concatenate([scores_of(sn.AdaEDL(), text)[:, 0] for text in texts])
         found[task] = {
             "n": len(true),
             "score": float(scores.mean()),
             "acceptance": float(true.mean()),
             "lower_bound": float((scores <= true).mean()),
-            "auc": auc(scores, kept),
-            "bins": _bins(scores, true),
-            "whole": _whole(texts),
+            "auc": auc_of(texts, sn.AdaEDL()),
+            "bins": bins,
+            "whole": whole_auc(texts),
         }
     return found
-
-
-def _bins(scores: np.ndarray, true: np.ndarray) -> list[dict]:
-    """Mean acceptance by score: the points of a reliability diagram."""
-    edges = np.linspace(0.0, 1.0, 11)
-    place = np.clip(np.digitize(scores, edges) - 1, 0, 9)
-    return [
-        {
-            "score": float(scores[place == i].mean()),
-            "acceptance": float(true[place == i].mean()),
-            "n": int((place == i).sum()),
-        }
-        for i in range(10)
-        if (place == i).any()
-    ]
-
-
-def _whole(texts: Sequence[Text], longest: int = 8) -> dict[str, float]:
-    """How well each score tells whether all of a draft up to its token is kept (AUC)."""
-    kept = np.concatenate(
-        [(text.run[:, None] > np.arange(longest))[: max(1, len(text.run) - longest)].ravel()
-         for text in texts]
-    )  # fmt: skip
-    rules = {"AdaEDL": sn.AdaEDL(), "MaxConfidence": sn.MaxConfidence(),
-             "SumEntropy": sn.SumEntropy(), "PathScore": sn.PathScore()}  # fmt: skip
-    found = {}
-    for name, rule in rules.items():
-        lines = [scores_of(rule, t)[: max(1, len(t.run) - longest), :longest] for t in texts]
-        sign = -1.0 if name == "SumEntropy" else 1.0
-        found[name] = auc(sign * np.concatenate([line.ravel() for line in lines]), kept)
-    length = [-np.tile(np.arange(longest), max(1, len(t.run) - longest)) for t in texts]
-    found["length alone"] = auc(np.concatenate(length), kept)
-    return found
-
-
-def auc(scores: np.ndarray, events: np.ndarray) -> float:
-    """The probability that an event has a higher score than a non-event; ties count half."""
-    import pandas as pd
-
-    ranks = pd.Series(scores).rank().to_numpy()
-    n, m = int(events.sum()), int((~events).sum())
-    if not n or not m:
-        return float("nan")
-    return float((ranks[events].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def _knobs(cells: Cells) -> dict[str, float]:

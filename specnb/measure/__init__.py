@@ -13,6 +13,7 @@ from specnb.measure.rollouts import (
 )
 from specnb.measure.rows import Row, RowCache, row_of
 from specnb.measure.runner import in_turns, turns
+from specnb.measure.scores import auc_of, calibration, whole_auc
 from specnb.measure.stats import best_of, geometric_ratio, interval, median_ratio, pooled, wilson
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "Row",
     "RowCache",
     "accepted_by_rank",
+    "auc_of",
     "best_of",
+    "calibration",
     "costed",
     "follow",
     "followed",
@@ -36,5 +39,6 @@ __all__ = [
     "replayed_row",
     "row_of",
     "turns",
+    "whole_auc",
     "wilson",
 ]

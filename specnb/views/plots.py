@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from specnb import theory
 from specnb.measure.stats import wilson
 from specnb.record import Record
-from specnb.views.theme import bars_of, figure_of, line_of
+from specnb.views.theme import bars_of, figure_of, line_of, ruled
 
 Records = Record | Iterable[Record] | Mapping[str, Record | Iterable[Record]]
 
@@ -101,7 +101,29 @@ def bound_against_acceptance(bounds: Iterable[float], acceptance: Iterable[float
         line["marker"] = line["marker"] | {"size": 7, "opacity": 0.55}
         figure.add_scatter(x=[x for x, _ in mine], y=[y for _, y in mine], **line)
     low = min([0.0, *xs])
-    figure.add_shape(type="line", x0=low, y0=low, x1=1, y1=1, line={"color": "#555555"})
+    figure.add_shape(type="line", x0=low, y0=low, x1=1, y1=1, **ruled())
+    figure.update_yaxes(range=[-0.03, 1.05])
+    return figure
+
+
+def calibration(table: Any) -> go.Figure:
+    """A reliability diagram: true acceptance by a stopping rule's score, one line per task.
+
+    `table` is a DataFrame or a list of dicts with `task`, `score`, `acceptance`, both means of a
+    bin of scores, and `n`, its tokens. On the dotted line the score would be the acceptance.
+    """
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
+    figure = figure_of("What a score is worth", "score (mean of a bin)", "true acceptance")
+    for index, name in enumerate(dict.fromkeys(row["task"] for row in rows)):
+        mine = sorted((row for row in rows if row["task"] == name), key=lambda row: row["score"])
+        figure.add_scatter(
+            x=[row["score"] for row in mine],
+            y=[row["acceptance"] for row in mine],
+            customdata=[row["n"] for row in mine],
+            hovertemplate="score %{x:.2f}: %{y:.2f} of %{customdata} tokens<extra></extra>",
+            **line_of(index, name),
+        )
+    figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, **ruled("dot"))
     figure.update_yaxes(range=[-0.03, 1.05])
     return figure
 
@@ -114,25 +136,28 @@ def threshold_drift(thresholds: Sequence[float], blocks: Sequence[int]) -> go.Fi
     end = 0
     for n in blocks[:-1]:
         end += n
-        figure.add_vline(x=end + 0.5, line={"color": "#999999", "dash": "dot", "width": 1})
+        figure.add_vline(x=end + 0.5, **ruled("dot"))
     return figure
 
 
-def budget_curves(table: Any) -> go.Figure:
+def budget_curves(table: Any, column: str = "block_efficiency") -> go.Figure:
     """Block efficiency by the nodes that the target scores per call, one line per method.
 
     `table` is a DataFrame or a list of dicts with `method`, `budget`, `block_efficiency` and
-    `shape`.
+    `shape`, and where known the ends `low` and `high` of an interval. `column` is what is
+    drawn, such as "mbsu".
     """
     rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
-    figure = figure_of("What a budget buys", "nodes per target call", "tokens per target call")
+    words = {"block_efficiency": "tokens per target call", "mbsu": "MBSU"}.get(column, column)
+    figure = figure_of("What a budget buys", "at most so many nodes per target call", words)
     for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
         mine = sorted((row for row in rows if row["method"] == name), key=lambda r: r["budget"])
         figure.add_scatter(
             x=[row["budget"] for row in mine],
-            y=[row["block_efficiency"] for row in mine],
+            y=[row[column] for row in mine],
             customdata=[str(row["shape"]) for row in mine],
             hovertemplate="%{x} nodes, shape %{customdata}: %{y:.2f}<extra></extra>",
+            error_y=_error(mine, column) if all("low" in row for row in mine) else None,
             **line_of(index, name),
         )
     figure.update_yaxes(rangemode="tozero")
@@ -157,6 +182,14 @@ def acceptance_by_drafts(table: Any) -> go.Figure:
         )
     figure.update_xaxes(dtick=1)
     return figure
+
+
+def _error(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[float]]:
+    """Error bars from the ends `low` and `high` of an interval."""
+    return {
+        "array": [row["high"] - row[column] for row in rows],
+        "arrayminus": [row[column] - row["low"] for row in rows],
+    }
 
 
 def _bins(points: Sequence[tuple[float, float]], bins: int) -> list[list[tuple[float, float]]]:
@@ -235,7 +268,7 @@ def speedup_curve(
         best = theory.optimal_draft_length(rate, cost_ratio, longest)
         line["marker"]["size"] = [15 if length == best else 6 for length in lengths]
         figure.add_scatter(x=lengths, y=gains, **line)
-    figure.add_hline(y=1.0, line={"color": "#555555", "width": 1.5, "dash": "dot"})
+    figure.add_hline(y=1.0, **ruled("dot"))
     figure.update_yaxes(rangemode="tozero")
     return figure
 

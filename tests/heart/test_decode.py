@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from specnb.drafters import Chain, NoDraft
 from specnb.models import Pair, TableModel
 from specnb.models.table import TableContext
 from specnb.sampling import Sampling
+from specnb.tree import depths
 
 DRAFTERS = (Chain(1), Chain(3), Siblings(2, 2), Siblings(3, 1), NoDraft(), *EVERY.values())
 
@@ -391,6 +393,58 @@ def test_optimal_draft_length(cost_ratio):
         assert found == pytest.approx(gain, abs=0.006)
 
 
+def test_the_best_length_is_the_best_of_all():
+    """Of any length, and with what a block of so many rows costs."""
+    assert theory.optimal_draft_length(0.99, 0.001) == 259
+
+    def dear(rows):
+        return 1 + 0.08 * (rows - 1) + 0.3 * (rows > 4)
+
+    for acceptance in (0.3, 0.6, 0.9):
+        for cost_ratio, verify in ((0.02, 1.3), (0.1, dear), (0.0, dear)):
+            own = verify if callable(verify) else lambda rows, v=verify: v
+
+            def gain(length, a=acceptance, c=cost_ratio, own=own):
+                return theory.walltime_improvement(a, length, c, own(length + 1))
+
+            best = theory.optimal_draft_length(acceptance, cost_ratio, verify_ratio=verify)
+            assert gain(best) == max(map(gain, range(150)))
+            assert theory.optimal_draft_length(acceptance, cost_ratio, 2, verify) == max(
+                range(3), key=gain
+            )
+
+
+def trees_of(n: int, most: int):
+    """Every tree of n nodes with at most so many children at a node, as what each node follows."""
+    for parents in itertools.product(*(range(-1, node) for node in range(n))):
+        if max(map(parents.count, parents), default=0) <= most:
+            yield parents
+
+
+@pytest.mark.parametrize("ranks", [(0.8, 0.1), (0.5, 0.2, 0.1), (0.3, 0.3, 0.3), (0.2, 0.0, 0.5)])
+@pytest.mark.parametrize("costs", [(0, 0), (0.0225, 0), (0.1, 0.05), (0.4, 0.0), (0.0, 0.3)])
+def test_the_best_tree_is_the_best_of_all(ranks, costs):
+    def speed(parents):
+        levels = max(depths(parents), default=0)
+        cost = 1 + costs[0] * levels + costs[1] * len(parents)
+        return theory.expected_tree_tokens(parents, ranks) / cost
+
+    for budget in (1, 2, 3, 4, 5):
+        every = [tree for n in range(budget + 1) for tree in trees_of(n, len(ranks))]
+        found = theory.best_tree(ranks, budget, *costs)
+        assert len(found) <= budget and list(found) == sorted(found)  # level by level
+        assert speed(found) == pytest.approx(max(map(speed, every)), abs=1e-12)
+
+
+def test_a_best_tree_without_siblings_is_the_best_chain():
+    for acceptance in (0.4, 0.7, 0.9):
+        for cost in (0.0225, 0.1, 0.5):
+            chain = theory.best_tree((acceptance,), 40, cost)
+            assert chain == (*range(-1, len(chain) - 1),)
+            assert len(chain) == theory.optimal_draft_length(acceptance, cost, 40)
+    assert theory.best_tree((0.1,), 9, 0.2) == ()  # below the cost of a draft
+
+
 def test_drafting_pays_only_above_the_cost_ratio():
     assert theory.optimal_draft_length(0.1, 0.2) == 0
     assert theory.optimal_draft_length(0.2, 0.1) >= 1
@@ -412,6 +466,14 @@ def test_drafting_pays_only_above_the_cost_ratio():
         ("verify_ratio=0", lambda: theory.walltime_improvement(0.5, 2, 0.1, 0.0)),
         (r"block_efficiency=7.0: .*\[1, 6\]", lambda: theory.acceptance_rate_of(7.0, 5)),
         ("mbsu", lambda: theory.mbsu(math.nan, 2, 0.1)),
+        ("give longest", lambda: theory.optimal_draft_length(1.0, 0.1)),
+        ("cost_ratio=0.0: .* give longest", lambda: theory.optimal_draft_length(0.5, 0.0)),
+        (r"ranks=\(0.7, 0.4\)", lambda: theory.best_tree((0.7, 0.4), 3)),
+        (r"ranks=\(\)", lambda: theory.best_tree((), 3)),
+        ("budget=0", lambda: theory.best_tree((0.7,), 0)),
+        ("node_cost=-1", lambda: theory.best_tree((0.7,), 3, 0.1, -1)),
+        ("node 1 follows 5", lambda: theory.expected_tree_tokens((-1, 5), (0.7,))),
+        ("at most 1 children", lambda: theory.expected_tree_tokens((-1, -1), (0.7,))),
     ],
 )
 def test_theory_refuses_what_cannot_be(match, call):

@@ -16,6 +16,7 @@ from specnb.drafters import (
     GumbelTopK,
     IIDTree,
     PromptLookup,
+    StaticTree,
     StochasticBeam,
     TopKTree,
 )
@@ -24,6 +25,7 @@ from specnb.exact import noise_bound, two_tokens
 from specnb.models import Pair
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import AdaEDL, FixedLength, MaxConfidence, PathScore, SumEntropy
+from specnb.tree import depths
 
 SAMPLINGS = [
     Sampling(temperature, top_p=top_p)
@@ -199,6 +201,60 @@ def test_every_token_a_sibling_means_one_is_accepted(vocab_size, unchecked):
         accepted = exact.acceptance(target, draft, drafter, PLAIN)
         assert accepted == pytest.approx(1.0, abs=1e-12)
     assert exact.acceptance(target, draft, IIDTree((vocab_size,)), PLAIN) < 0.999
+
+
+# ---- static trees: nodes of a level with different numbers of children
+
+STATIC = {"one goes on": (-1, -1, 0), "the other": (-1, -1, 1), "two below": (-1, -1, 0, 0)}
+
+
+@pytest.mark.parametrize("parents", STATIC.values(), ids=STATIC)
+def test_a_static_tree_keeps_the_law(parents, unchecked):
+    target, draft = models(3, order=2, seed=20)
+    check_law(target, draft, StaticTree(parents), PLAIN, n_tokens=2, clip=True)
+    law = check_law(target, draft, StaticTree(parents), PLAIN, n_tokens=2)
+    order = [parents[:node].count(parent) for node, parent in enumerate(parents)]
+    wanted = set(zip(depths(parents), order, strict=True))
+    assert events(law, "accepted") >= wanted and events(law, "rejected") >= wanted
+    for sampling in SAMPLINGS[::3]:
+        check_law(target, draft, Once(StaticTree(parents)), sampling, n_tokens=2)
+    for a, b in zeros(), zeros()[::-1], disjoint():
+        check_law(a, b, Once(StaticTree(parents)), PLAIN, n_tokens=2)
+    target, _ = models(3, seed=34)  # whose rows sum to 1 without rounding
+    check_law(target, target, StaticTree(parents), PLAIN, n_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("zip(tokens, laws,", "zip(tokens[::-1], laws,"),
+        ("found[: len(below[row])]", "found[len(found) - len(below[row]) :]"),
+        ("level.probs[row], tokens)", "level.probs[rows[0]], tokens)"),
+    ],
+)
+def test_a_wrong_static_tree_is_caught(monkeypatch, old, new, unchecked):
+    """Tokens in another order than their laws; the last draws for the first; another row's laws."""
+    monkeypatch.setattr(StaticTree, "expand", replaced(StaticTree.expand, old, new))
+    target, draft = models(4, order=2, seed=21)
+    with pytest.raises((AssertionError, ValueError), match="law differs|probability 0"):
+        for parents in ((-1, -1), (-1, -1, 0, 0, 1)):
+            check_law(target, draft, Once(StaticTree(parents)), PLAIN, n_tokens=2)
+
+
+def test_a_static_tree_grows_its_shape():
+    """Node for node where nothing ends early, with as many forwards as it has levels; the same
+    tree as RSD-C where the shape is one of its."""
+    target, draft = models(9, seed=22)
+    parents = (-1, -1, -1, 0, 0, 1, 3, 6)
+    for drafter in (StaticTree(parents), StaticTree((-1, -1, 0, 0, 1, 1)), GumbelTopK((2, 2))):
+        drafting = drafter.start(Pair(target, draft), [0], None, PLAIN)
+        tree = drafting.propose(Draws(3), 9)
+        wanted = getattr(drafter, "parents", (-1, -1, 0, 0, 1, 1))
+        assert tree.parents == wanted and tree.forwards == drafter.depth
+        assert tree.stopped_by == "length" and drafter.branches
+        siblings = {parent: [tree.tokens[n] for n in tree.draws_of(parent)] for parent in wanted}
+        assert all(len(set(tokens)) == len(tokens) for tokens in siblings.values())
+    assert not StaticTree((-1, 0, 1)).branches and StaticTree((-1, 0, 1)).depth == 3
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import specnb as sn
 from specnb.models import TableModel
 from specnb.record import EMITTED, VERDICTS
 from specnb.views import canvas, plots
+from specnb.views import theme as themes
 from specnb.views.style import CARD, STYLES, by_block, columns_of, number, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -258,6 +259,73 @@ def test_plots_of_rules_and_budgets():
     ]
     curves = plots.budget_curves(rows)
     assert [list(trace.x) for trace in curves.data] == [[6, 10], [6, 10]]
+
+
+def figures_of(run) -> dict:
+    """One call of every function of `plots`, each with more lines than there are colours where it
+    draws a line per group."""
+    names = [f"method {i}" for i in range(9)]
+    points = [{"x": x, "y": x, "y_low": 0, "y_high": 9, "by": n} for n in names for x in (1, 2)]
+    budget = [{"method": n, "budget": b, "block_efficiency": b, "shape": ""} for n in names
+              for b in (6, 10)]  # fmt: skip
+    bins = [{"task": n, "score": s, "acceptance": s, "n": 1} for n in names for s in (0.2, 0.8)]
+    words = [{"task": "a", "token_class": n, "acceptance_rate": 0.5} for n in names]
+    return {
+        "acceptance_by_position": (dict.fromkeys(names, run),),
+        "entropy_against_acceptance": (run,),
+        "bound_against_acceptance": ([0.1, 0.9], [0.5, 0.5]),
+        "calibration": (bins,),
+        "threshold_drift": ([0.4, 0.41, 0.42], [2, 1]),
+        "budget_curves": (budget,),
+        "block_efficiency_curve": ([1, 2, 4], [1.4, 1.7, 1.9]),
+        "speedup_curve": ([0.8, 0.5], 0.05),
+        "measured": (points, "x", "y", "by", "title"),
+        "token_classes": (words,),
+    }
+
+
+def look(figure) -> list[tuple]:
+    """The style of every trace; fails where a line or a shape has no visible width."""
+    found = []
+    for trace in figure.data:
+        if trace.type == "bar":
+            found.append((trace.marker.color, trace.marker.pattern.shape))
+            continue
+        drawn = "lines" in trace.mode
+        assert not drawn or trace.line.width > 0, trace.name
+        assert "markers" not in trace.mode or trace.marker.size
+        style = trace.marker.color, trace.marker.symbol, trace.line.dash if drawn else None
+        found.append(style)
+    for shape in figure.layout.shapes:
+        assert shape.line.width and shape.line.width >= 1 and shape.opacity == 1.0
+    return found
+
+
+def test_every_figure_can_be_seen_and_told_apart(run):
+    calls = figures_of(run)
+    public = {n for n, f in vars(plots).items() if callable(f) and f.__module__ == plots.__name__}
+    assert set(calls) == {name for name in public if not name.startswith("_")}
+    for name, arguments in calls.items():
+        styles = look(getattr(plots, name)(*arguments))
+        assert styles and len(set(styles)) == len(styles), name
+
+
+def test_what_cannot_be_seen_is_noticed(run):
+    bound = plots.bound_against_acceptance([0.1, 0.9], [0.5, 0.5])
+    bound.layout.shapes[0].line.width = None
+    with pytest.raises(AssertionError):
+        look(bound)
+    lines = [themes.line_of(i, "x") for i in range(49)]
+    styles = {(n["line"]["color"], n["line"]["dash"], n["marker"]["symbol"]) for n in lines}
+    assert len(styles) == 49
+    with pytest.raises(ValueError, match="^50 lines: 49 can be told apart"):
+        themes.line_of(49, "x")
+
+
+def test_a_budget_has_its_intervals():
+    row = {"method": "chain", "budget": 6, "mbsu": 3.0, "shape": "", "low": 2.5, "high": 3.25}
+    (line,) = plots.budget_curves([row], "mbsu").data
+    assert list(line.error_y.array) == [0.25] and list(line.error_y.arrayminus) == [0.5]
 
 
 def test_bars_stand_side_by_side_with_their_intervals():

@@ -1,0 +1,191 @@
+"""Replays make of a text what decoding does: block by block where nothing is drawn, else on
+average; and acceptance by sibling rank is what records say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from mutate import replaced
+
+import specnb as sn
+from specnb.measure import (
+    KnownAcceptance,
+    Oracle,
+    accepted_by_rank,
+    costed,
+    follow,
+    followed,
+    places_of,
+    pooled,
+    replay,
+    replay_tree,
+    replayed_row,
+    rollouts,
+    row_of,
+)
+from specnb.models import TableModel
+
+TARGET, NOISE = TableModel.random(6, order=2, seed=1), TableModel.random(6, order=2, seed=2)
+PAIR = sn.Pair(TARGET, TableModel(TARGET.logits + 0.7 * NOISE.logits))
+ONE = sn.Sampling(1.0)
+RULES = {
+    "fixed": sn.FixedLength(),
+    "AdaEDL": sn.AdaEDL(0.45),
+    "AdaEDL that moves": sn.AdaEDL(0.45, epsilon=0.3, beta2=0.2),
+    "MaxConfidence": sn.MaxConfidence(0.5),
+    "SumEntropy": sn.SumEntropy(3.0),
+    "PathScore": sn.PathScore(0.15),
+}
+PROMPTS = [[a, b] for a in range(6) for b in range(6)]
+
+
+def blocks_of(run: sn.Record) -> list[tuple]:
+    return [
+        (b.n_drafted, b.draft_forwards, b.n_accepted, b.n_emitted, b.threshold) for b in run.blocks
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_greedy_replay_is_decoding_block_by_block(rule, unchecked):
+    lengths = set()
+    for prompt in PROMPTS[::6]:
+        text = follow(PAIR, prompt, sn.Sampling(), max_new_tokens=30)
+        for length in (1, 4, 16):
+            drafter = sn.Chain(length, stop=rule)
+            run = sn.speculative(PAIR, prompt, drafter=drafter, max_new_tokens=30)
+            found = [tuple(block) for block in replay(text, rule, length)]
+            assert found == blocks_of(run)
+            lengths |= {block[0] for block in found}
+            row = replayed_row(text, replay(text, rule, length))
+            assert row._replace(prompt="", seconds=0.0) == row_of(run)._replace(seconds=0.0)
+    assert len(lengths) > 2
+
+
+def means(number: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Tokens per call and drafts per call of each run, decoded and replayed."""
+    methods = {name: sn.Chain(8, stop=rule) for name, rule in RULES.items()}
+    methods["tree"] = sn.StaticTree((-1, -1, 0, 0, 1, 2))
+    found: dict[str, tuple[list, list]] = {name: ([], []) for name in methods}
+    for seed in range(number):
+        prompt = PROMPTS[seed % len(PROMPTS)]
+        text = follow(PAIR, prompt, ONE, seed=seed + 1000, max_new_tokens=40)
+        for name, drafter in methods.items():
+            run = sn.speculative(
+                PAIR, prompt, drafter=drafter, sampling=ONE, max_new_tokens=40, seed=seed
+            )
+            if name == "tree":
+                blocks = replay_tree(text, drafter.parents)
+            else:
+                blocks = replay(text, RULES[name], 8)
+            found[name][0].append((len(run.blocks), sum(b.n_drafted for b in run.blocks)))
+            found[name][1].append((len(blocks), sum(b.drafted for b in blocks)))
+    return found
+
+
+def differences(number: int) -> list[float]:
+    """In standard errors, of calls and of drafts per text."""
+    found = []
+    for ours, theirs in means(number).values():
+        a, b = np.array(ours, float), np.array(theirs, float)
+        error = np.sqrt((a.var(0) + b.var(0)) / number)
+        found += list(abs(a.mean(0) - b.mean(0)) / error)
+    return found
+
+
+@pytest.mark.slow
+def test_a_replay_is_decoding_on_average(unchecked):
+    assert max(differences(120)) < 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("draft.gather(1, own) / target.gather(1, own)", "target.gather(1, own)"),
+        ("draft.gather(1, own) / target.gather(1, own)", "draft.gather(1, own)"),
+    ],
+)
+def test_other_chances_would_be_seen(monkeypatch, unchecked, old, new):
+    monkeypatch.setattr(rollouts, "_ranks", replaced(rollouts._ranks, old, new))
+    assert max(differences(60)) > 6
+
+
+@pytest.mark.slow
+def test_no_rule_beats_the_oracle(unchecked):
+    texts = followed(PAIR, PROMPTS[:12], ONE)
+
+    def speed(rule, length, cost=0.2):
+        rows = [replayed_row(text, replay(text, rule, length)) for text in texts]
+        return pooled(costed(rows, cost), "tokens_per_second")
+
+    best = speed(Oracle(), 16)
+    for rule in (*RULES.values(), KnownAcceptance(0.5), KnownAcceptance(0.3, whole=True)):
+        assert best > max(speed(rule, length) for length in (1, 2, 4, 8, 16))
+    for text in texts:  # nothing wasted
+        for block in replay(text, Oracle(), 16):
+            assert block.drafted == block.accepted
+
+
+def test_known_acceptance_is_what_is_kept_on_average(unchecked):
+    texts = followed(PAIR, PROMPTS, ONE)
+    kept = np.concatenate([text.kept for text in texts])
+    overlap = np.concatenate([text.overlap for text in texts])
+    error = math.sqrt((overlap * (1 - overlap)).sum()) / len(kept)
+    assert abs(kept.mean() - overlap.mean()) < 4 * error
+
+
+def test_texts_are_kept_and_taken_again(tmp_path, unchecked):
+    def texts(**more):
+        cache = sn.measure.RowCache(tmp_path / "texts.jsonl", rollouts.Stored)
+        before = len(cache)
+        found = followed(PAIR, PROMPTS[:3], ONE, kept=cache, **more)
+        return found, len(cache) - before
+
+    first, n = texts()
+    again, none = texts()
+    assert (n, none) == (3, 0) and texts(draft_sampling=sn.Sampling(2.0))[1] == 3
+    for one, other in zip(first, again, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+        assert replay(one, sn.AdaEDL(), 8) == replay(other, sn.AdaEDL(), 8)
+
+
+@pytest.mark.slow
+def test_ranks_are_those_of_records(unchecked):
+    """Counted in runs that draw all siblings, and read off followed texts. Every place of these
+    models is like every other: in real text, places where a block begins are not like all."""
+    a, b = TableModel.random(6, order=0, seed=1), TableModel.random(6, order=0, seed=2)
+    pair = sn.Pair(a, TableModel(a.logits + 0.7 * b.logits))
+    runs = [
+        sn.speculative(pair, [0], drafter=sn.GumbelTopK((3,)), sampling=ONE, seed=seed)
+        for seed in range(40)
+    ]
+    shares = accepted_by_rank(runs, 3)
+    n = sum(len(places_of(run)) for run in runs)
+    texts = followed(pair, [[0]] * 40, ONE)
+    ranks = np.concatenate([text.rank for text in texts])
+    for rank, share in enumerate(shares, 1):
+        other = float((ranks == rank).mean())
+        assert abs(share - other) < 4 * math.sqrt(share * (1 - share) * (1 / n + 1 / len(ranks)))
+    by_hand = places_of(runs[0])
+    assert all(place.n_children == 3 and place.depth == 1 for place in by_hand)
+    accepted = sum(row.verdict == "accepted" for row in runs[0].tokens)
+    assert accepted == sum(place.rank > 0 for place in by_hand)
+    with pytest.raises(ValueError, match="^records: no draft"):
+        accepted_by_rank([], 3)
+
+
+@pytest.mark.parametrize(
+    "match, call",
+    [
+        ("signal='raw'", lambda text: replay(text, sn.AdaEDL(signal="adjusted"), 3)),
+        ("draft_length=17", lambda text: replay(text, sn.FixedLength(), 17)),
+        ("at most 8 siblings", lambda text: replay_tree(text, (-1,) * 9)),
+        ("draft=None", lambda text: follow(sn.Pair(TARGET), [0, 1], ONE)),
+    ],
+)
+def test_what_a_replay_refuses(match, call, unchecked):
+    with pytest.raises(ValueError, match=match):
+        call(follow(PAIR, [0, 1], ONE, max_new_tokens=8))
