@@ -29,7 +29,6 @@ APART = re.compile(
     r"|!?\[[^\]]*\]\([^)]*\)|<details>.*?</details>|<[^>]+>|\*\*[^*]+\*\*)",
     re.S | re.M,
 )
-LEFT_OUT = {"setup", "injected-parameters", "results"}  # a reader of pages runs nothing
 LIVE = (
     '<p><em>In the notebook a control stands here; <a href="../play.html">this page</a> has some.'
     "</em></p>"
@@ -119,24 +118,28 @@ def executed(run: Path) -> dict[str, Path]:
 
 def lesson(book: dict[str, Any], terms: Mapping[str, str]) -> dict[str, Any]:
     """An executed notebook as the pages show it: no set-up, figures as HTML, formulas as MathML."""
-    from specnb.batch.export import _with_formulas
+    from specnb.batch.export import HIDDEN, WITHOUT_CODE, strip_paths, with_formulas
 
     book["metadata"].pop("widgets", None)
     cells, figures, left = [], False, dict(terms)
     for cell in book["cells"]:
         tags = set(cell["metadata"].get("tags", []))
-        if tags & LEFT_OUT:
+        if tags & (HIDDEN - {"parameters"}):  # a reader of pages runs nothing
             continue
         if cell["cell_type"] == "markdown":
             text = with_terms(without_badge("".join(cell["source"])), left)
-            cell["source"] = relinked(_with_formulas(text), "notebooks/x.ipynb", "lessons/x")
+            cell["source"] = relinked(with_formulas(text), "notebooks/x.ipynb", "lessons/x")
         else:
-            done = [] if "check" in tags else cell["outputs"]  # "not written yet" helps nobody
-            outputs = [shown(output) for output in json.loads(without_paths(json.dumps(done)))]
+            outputs = [shown(output) for output in cell["outputs"]]
             cell["outputs"] = [output for output in outputs if output]
             figures |= any(PLOTLY in output.get("data", {}) for output in outputs if output)
+            for output in cell["outputs"]:
+                if PLOTLY not in output.get("data", {}):
+                    strip_paths(output)
             if "parameters" in tags:
                 cell["metadata"]["tags"] = ["hide-input"]
+            elif tags & WITHOUT_CODE:
+                cell["metadata"]["tags"] = ["remove-input"]
         cells.append(cell)
     for cell in cells:
         for output in cell.get("outputs", []):
@@ -156,11 +159,6 @@ def shown(output: dict[str, Any]) -> dict[str, Any] | None:
     if WIDGET in data:
         return output | {"data": {"text/html": LIVE}}
     return output
-
-
-def without_paths(text: str) -> str:
-    """What a run said, without the folder of the machine that it ran on."""
-    return text.replace(f"{ROOT}/", "")
 
 
 def figure(data: Mapping[str, Any]) -> str:
