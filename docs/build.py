@@ -88,6 +88,8 @@ def build(run: Path, out: Path) -> None:
 
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     shutil.copy(script, source / "_static" / "plotly.min.js")
+    for name in ("math.woff2", "OFL.txt"):  # browsers' own fonts draw formulas badly, or not
+        shutil.copy(ROOT / "specnb" / "batch" / "page" / name, source / "_static" / name)
     shutil.rmtree(out, ignore_errors=True)
     # Warnings are errors: a formula, a link or a docstring that Sphinx cannot read.
     if build_main(["-q", "-W", "--keep-going", "-b", "html", str(source), str(out)]):
