@@ -42,7 +42,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def as_plain(app, what, name, thing, options, lines):
-    """Docstrings are prose with code in backticks: what else RST would read into them is escaped."""
+    """Docstrings are prose with code in backticks: what else RST reads into them is escaped."""
     for number, line in enumerate(lines):
         parts = re.split(r"(`+[^`]*`+)", line)
         parts[::2] = [re.sub(r"[*|]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
