@@ -29,7 +29,6 @@ APART = re.compile(
     r"|!?\[[^\]]*\]\([^)]*\)|<details>.*?</details>|<[^>]+>|\*\*[^*]+\*\*)",
     re.S | re.M,
 )
-LEFT_OUT = {"setup", "injected-parameters", "results"}  # a reader of pages runs nothing
 LIVE = (
     '<p><em>In the notebook a control stands here; <a href="../play.html">this page</a> has some.'
     "</em></p>"
@@ -89,6 +88,8 @@ def build(run: Path, out: Path) -> None:
 
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     shutil.copy(script, source / "_static" / "plotly.min.js")
+    for name in ("math.woff2", "OFL.txt"):  # browsers' own fonts draw formulas badly, or not
+        shutil.copy(ROOT / "specnb" / "batch" / "page" / name, source / "_static" / name)
     shutil.rmtree(out, ignore_errors=True)
     # Warnings are errors: a formula, a link or a docstring that Sphinx cannot read.
     if build_main(["-q", "-W", "--keep-going", "-b", "html", str(source), str(out)]):
@@ -119,24 +120,28 @@ def executed(run: Path) -> dict[str, Path]:
 
 def lesson(book: dict[str, Any], terms: Mapping[str, str]) -> dict[str, Any]:
     """An executed notebook as the pages show it: no set-up, figures as HTML, formulas as MathML."""
-    from specnb.batch.export import _with_formulas
+    from specnb.batch.export import HIDDEN, WITHOUT_CODE, strip_paths, with_formulas
 
     book["metadata"].pop("widgets", None)
     cells, figures, left = [], False, dict(terms)
     for cell in book["cells"]:
         tags = set(cell["metadata"].get("tags", []))
-        if tags & LEFT_OUT:
+        if tags & (HIDDEN - {"parameters"}):  # a reader of pages runs nothing
             continue
         if cell["cell_type"] == "markdown":
             text = with_terms(without_badge("".join(cell["source"])), left)
-            cell["source"] = relinked(_with_formulas(text), "notebooks/x.ipynb", "lessons/x")
+            cell["source"] = relinked(with_formulas(text), "notebooks/x.ipynb", "lessons/x")
         else:
-            done = [] if "check" in tags else cell["outputs"]  # "not written yet" helps nobody
-            outputs = [shown(output) for output in json.loads(without_paths(json.dumps(done)))]
+            outputs = [shown(output) for output in cell["outputs"]]
             cell["outputs"] = [output for output in outputs if output]
             figures |= any(PLOTLY in output.get("data", {}) for output in outputs if output)
+            for output in cell["outputs"]:
+                if PLOTLY not in output.get("data", {}):
+                    strip_paths(output)
             if "parameters" in tags:
                 cell["metadata"]["tags"] = ["hide-input"]
+            elif tags & WITHOUT_CODE:
+                cell["metadata"]["tags"] = ["remove-input"]
         cells.append(cell)
     for cell in cells:
         for output in cell.get("outputs", []):
@@ -156,11 +161,6 @@ def shown(output: dict[str, Any]) -> dict[str, Any] | None:
     if WIDGET in data:
         return output | {"data": {"text/html": LIVE}}
     return output
-
-
-def without_paths(text: str) -> str:
-    """What a run said, without the folder of the machine that it ran on."""
-    return text.replace(f"{ROOT}/", "")
 
 
 def figure(data: Mapping[str, Any]) -> str:

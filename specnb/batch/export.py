@@ -91,7 +91,7 @@ def slides(source: Path) -> str:
     import nbformat
 
     parts = re.split(r"^---$", source.read_text(encoding="utf-8"), flags=re.M)
-    cells = [nbformat.v4.new_markdown_cell(_with_formulas(part.strip())) for part in parts]
+    cells = [nbformat.v4.new_markdown_cell(with_formulas(part.strip())) for part in parts]
     book = nbformat.v4.new_notebook(cells=cells)
     title = parts[0].strip().splitlines()[0].lstrip("# ")
     body, _ = _exporter("slides.html.j2").from_notebook_node(book, _resources(title))
@@ -114,7 +114,7 @@ def page(
     pictures, figures = [""], False
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            cell.source = _with_formulas(cell.source)
+            cell.source = with_formulas(cell.source)
             if cell.source.startswith(FAILED):
                 cell.source = _without_paths(cell.source)
         if WITHOUT_CODE & set(cell.metadata.get("tags", [])):
@@ -128,7 +128,7 @@ def page(
                 output["data"] = {"text/html": LIVE}
             else:
                 pictures += filter(None, [_picture(data)])
-                _strip_paths(output)
+                strip_paths(output)
     resources = _resources(path.stem) | {
         "plotly": _plotly() if figures else "",
         "links": links,
@@ -148,7 +148,7 @@ def _without_paths(text: str) -> str:
     return PATHS.sub(lambda found: found["data"] or "…/", text)
 
 
-def _strip_paths(output: dict) -> None:
+def strip_paths(output: dict) -> None:
     """Leaves of every path its last part."""
     for holder, key in (
         (output, "text"),
@@ -214,7 +214,7 @@ def _figure(data: Mapping) -> str:
     return plotly.io.to_html(figure, include_plotlyjs=False, full_html=False)
 
 
-def _with_formulas(text: str) -> str:
+def with_formulas(text: str) -> str:
     """LaTeX as MathML, which browsers draw themselves; code stays as it is."""
     from latex2mathml.converter import convert
 

@@ -1,7 +1,7 @@
 """README's moving picture: `python -m specnb.bench.moving`.
 
-The real panel in JupyterLab and Chromium: its draft length is moved by key presses, and each state is
-photographed when every view has followed. The result is `notebooks/images/slider.gif`.
+The real panel in JupyterLab and Chromium: its draft length is moved by key presses, and each state
+is photographed when the strip has followed. The result is `notebooks/images/slider.gif`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GOAL = ROOT / "notebooks" / "images" / "slider.gif"
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 SHOWN_MS = 1300  # of each state; the first and the last stay twice as long
 WIDTH = 860  # pixels
-COLOURS = 48
+COLOURS = 128
 LARGEST = 2_000_000  # bytes
 CELL = """import specnb as sn
 
@@ -30,7 +30,7 @@ items = sn.scenes.examples("caption", 4, 0)
 cfg = sn.RunConfig(draft_length=1)
 bench = sn.live.workbench(pair, items, cfg, views=("tokens",))
 bench"""
-FOLLOWED = """([length, before]) => {
+FOLLOWED = """(before) => {
   const view = document.querySelector('.snb-workbench [data-view="tokens"]');
   return view && !view.dataset.state.includes("so_far") && view.dataset.state !== before; }"""
 STATE = "() => document.querySelector('.snb-workbench [data-view=\"tokens\"]').dataset.state"
@@ -48,7 +48,7 @@ def frames() -> list[bytes]:
         lab = browser.Lab([path])
         try:
             with browser.browser() as chrome:
-                return _photographed(browser.Sheet(chrome, lab, path.name))
+                return _photographed(browser.Sheet(chrome, lab, path.name, height=1600))
         finally:
             lab.stop()
 
@@ -64,11 +64,15 @@ def _photographed(sheet: Any) -> list[bytes]:
             before = page.evaluate(STATE)
             handle.focus()
             page.keyboard.press("ArrowRight")
-            page.wait_for_function(FOLLOWED, arg=[length, before])
+            page.wait_for_function(FOLLOWED, arg=before)
             at += 1
         page.evaluate("() => document.activeElement.blur()")
         page.wait_for_timeout(500)  # pictures and fonts
-        taken.append(page.locator(".snb-workbench").first.screenshot())
+        # Down to the strip's end: the box below it speaks of a token that nobody points at.
+        panel = page.locator(".snb-workbench").first.bounding_box()
+        last = page.locator(".snb-workbench .snb-block").last.bounding_box()
+        height = last["y"] + last["height"] + 2 - panel["y"]
+        taken.append(page.screenshot(clip={**panel, "height": height}))
     if sheet.errors or sheet.foreign:
         raise RuntimeError(f"the page had errors: {sheet.errors or sheet.foreign}")
     sheet.close()
@@ -86,8 +90,13 @@ def assembled(pictures: list[bytes], width: int = WIDTH) -> bytes:
         sheet = Image.new("RGB", size, "white")
         sheet.paste(one)
         height = round(size[1] * width / size[0])
-        small = sheet.resize((width, height), Image.Resampling.LANCZOS)
-        drawn.append(small.quantize(COLOURS, dither=Image.Dither.NONE))
+        drawn.append(sheet.resize((width, height), Image.Resampling.LANCZOS))
+    # One palette, from a sheet with all of them on it, or few tokens of a kind lose their colour.
+    both = Image.new("RGB", (width, sum(one.height for one in drawn)))
+    for number, one in enumerate(drawn):
+        both.paste(one, (0, number * one.height))
+    palette = both.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
+    drawn = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in drawn]
     times = [SHOWN_MS] * len(drawn)
     times[0] = times[-1] = 2 * SHOWN_MS
     kept = io.BytesIO()

@@ -246,12 +246,25 @@ def section(stored: Mapping[str, Any]) -> str:
 def render(folder: Path = FOLDER) -> str:
     """RESULTS.md as it follows from what is stored."""
     from specnb.batch import columns
+    from specnb.bench.__main__ import SUBJECTS
 
     stored = load(folder)
-    titles = [section(one).splitlines()[0].removeprefix("## ") for one in stored.values()]
+    sections = [section(one) for one in stored.values()]
+    sections += [unmeasured(name) for name in SUBJECTS if name not in stored]
+    titles = [text.splitlines()[0].removeprefix("## ") for text in sections]
     contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in titles)
-    parts = [HEAD, contents + "\n", *(section(one) for one in stored.values()), OUTSIDE]
+    parts = [HEAD, contents + "\n", *sections, OUTSIDE]
     return "\n".join([*parts, columns.markdown()]).rstrip() + "\n"
+
+
+def unmeasured(name: str) -> str:
+    """The section of a subject that is not stored: how to get it, and no figure."""
+    module = importlib.import_module(f"specnb.bench.{name}")
+    title, about = ABOUT.get(name, (name.replace("_", " ").capitalize(), ""))
+    title, about = getattr(module, "TITLE", title), getattr(module, "ABOUT", about)
+    lines = [f"## {title}", "", f"    python -m specnb.bench {name} --store", ""]
+    about = about or " ".join((module.__doc__ or "").split("\n\n")[0].split())
+    return "\n".join([*lines, f"*Skipped: not measured on a quiet machine yet.* {about}", ""])
 
 
 def anchor(title: str) -> str:
