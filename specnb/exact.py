@@ -184,7 +184,7 @@ def accepted_lengths(
     Its expected tokens per target call are 1 + sum n * lengths[n], by enumeration.
     """
     scripts: list[list[int]] = [[]]
-    found: Counter[int] = Counter()
+    found: dict[int, float] = defaultdict(float)
     while scripts:
         draws = Enumerator(scripts.pop())
         context = target.open(list(prompt))
@@ -192,7 +192,7 @@ def accepted_lengths(
         drafting = start(drafter, pair, list(prompt), None, drawn_at, context)
         block = next_block(context, drafting, sampling, draws, 1 << 20)
         scripts += draws.open
-        found[len(block.outcome.path)] += draws.prob  # type: ignore[assignment]
+        found[len(block.outcome.path)] += draws.prob
     return torch.tensor([found[n] for n in range(max(found) + 1)], dtype=torch.float64)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from specnb.arguments import shown
 from specnb.joint import block_verification, traversal_verification
-from specnb.outcome import FINALS, Looks, Rule
+from specnb.outcome import FINALS, Looks
 from specnb.outcome import Examined as Examined
 from specnb.outcome import Outcome as Outcome
+from specnb.outcome import Rule as Rule
 from specnb.outcome import declared as _declared
 from specnb.sampling import Draws, residual
 from specnb.tree import DraftTree

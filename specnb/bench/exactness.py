@@ -39,6 +39,18 @@ METHODS = (  # drafter, vocabulary size; all enumerated with two tokens and more
     (sn.IIDTree((2, 1)), 3),
     (sn.IIDTree((3,), verify="kseq"), 3),
     (sn.TopKTree((2, 2)), 4),
+    (sn.Chain(2, verify="block"), 4),
+    (sn.Chain(3, verify="block"), 3),
+    (sn.Chain(4, verify="block"), 2),
+    (sn.Chain(3, verify="block", stop=sn.AdaEDL(0.4, epsilon=0.5, beta2=0.0)), 3),
+    (sn.GumbelTopK((2, 1), verify="traversal"), 3),
+    (sn.GumbelTopK((2, 2), verify="traversal"), 3),
+    (sn.GumbelTopK((2, 2, 1), verify="traversal"), 2),
+    (sn.TopKTree((2, 2), verify="traversal"), 4),
+    (sn.StaticTree((-1, -1, 0), verify="traversal"), 3),
+    (sn.BestFirst(4, 0.05, 0.15, 3), 3),
+    (sn.BestFirst(4, 0.05, 0.15, 3, verify="traversal"), 3),
+    (sn.BranchWhereUnsure(2, 2, 0.8, 4), 3),
     (sn.PromptLookup(2, 3), 4),
 )
 LAW_SAMPLINGS = (

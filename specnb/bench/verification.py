@@ -68,15 +68,14 @@ NODES = (6, 10, 14)
 SHAPES = ((2, 2), (3, 1), (2, 1, 1), (2, 1, 1, 1), (2, 2, 1), (3, 1, 1), (2, 1, 1, 1, 1), (2, 2, 2))
 SHAPES += ((2, 2, 1, 1), (3, 2, 1), (2, 1, 1, 1, 1, 1))
 WEAK = sn.Sampling(1.6)  # of a drafter made worse on purpose
-FACTORS = (0.1, 0.2, 0.4)
+FACTORS = (0.05, 0.1, 0.2)
 PRICES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 CAPS = (8, 16, 32)
 GOALS = {"embedded": 1.0, "stories": 1.05}  # BestFirst over the best chain, in seconds
 EMBEDDED_WEAK = f"embedded, drafter at T {WEAK.temperature}"
 GOALS[EMBEDDED_WEAK] = 1.05
 SHARES = {1_000: 0.08, 49_152: 0.15}  # of a block's time
-SMALL = {"hidden_size": 192, "num_hidden_layers": 2}
-LARGE = {"hidden_size": 576, "num_hidden_layers": 30}  # SmolLM2-135M's shape
+SMALL, LARGE = (192, 2), (576, 30)  # width and layers; the large one is SmolLM2-135M's shape
 
 
 def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
@@ -87,10 +86,11 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     kept = RowCache(KEPT / "verification.jsonl")
     figures: dict[str, Any] = {"n": n, "seconds": seconds, "rules": rules(pair, n, kept, seconds)}
     some = max(1, n // 10)
-    halves = [
-        [item for task in TASKS for item in part(examples(task, 2 * some, 4))]
-        for part in (lambda items: items[:some], lambda items: items[some:])
-    ]
+    items = {task: examples(task, 2 * some, 4) for task in TASKS}
+    halves = (
+        [item for group in items.values() for item in group[:some]],
+        [item for group in items.values() for item in group[some:]],
+    )
     figures["trees"] = {
         "embedded": trees(pair, *halves, None, kept, seconds),
         EMBEDDED_WEAK: trees(pair, *halves, WEAK, kept, seconds),
@@ -129,12 +129,12 @@ def rules(pair: sn.Pair, n: int, kept: RowCache | None = None, seconds: bool = F
             for figure in (TAU, SECONDS)[: 1 + seconds]
         }
         if isinstance(mine, sn.Chain):
-            line["same drafts"] = same_drafts(pair, n, mine, other)
+            line["same drafts"] = same_drafts(pair, n, other)
         lines.append(line)
     return lines
 
 
-def same_drafts(pair: sn.Pair, n: int, mine: sn.Chain, other: sn.Chain) -> dict:
+def same_drafts(pair: sn.Pair, n: int, other: Drafter) -> dict:
     """Tokens per call that either rule is expected to give from the same texts and drafts.
 
     Texts are cut into blocks by the token rule. Given the drafts nothing is random here but the
@@ -371,15 +371,17 @@ def _share(pair: sn.Pair, asked: Sequence[tuple[Any, Any]]) -> dict:
     return {"share": sum(parts.values()) / whole} | {k: v / whole for k, v in parts.items()}
 
 
-def _random(folder: str, role: str, shape: Mapping[str, int]) -> str:
+def _random(folder: str, role: str, shape: tuple[int, int]) -> str:
     """A folder with a Llama of this shape, 49,152 ids, random weights and our tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     place = Path(folder) / role
     torch.manual_seed(0)
-    hidden = shape["hidden_size"]
+    hidden, layers = shape
     config = LlamaConfig(
         vocab_size=49_152,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
         intermediate_size=8 * hidden // 3,
         num_attention_heads=hidden // 64,
         num_key_value_heads=hidden // 192,
@@ -387,7 +389,6 @@ def _random(folder: str, role: str, shape: Mapping[str, int]) -> str:
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=49_151,
-        **shape,
     )
     LlamaForCausalLM(config).save_pretrained(place)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -125,7 +125,7 @@ class BranchWhereUnsure(_Unevenly):
 
     def plan(self, level: Level) -> list[list[int]]:
         nodes = level.carried[0] or 0
-        counts = []
+        counts: list[int] = []
         for entropy in _entropies(level.logits):
             room = self.budget - nodes - sum(counts)
             counts.append(min(room, self.width if entropy > self.entropy else 1))
@@ -134,4 +134,5 @@ class BranchWhereUnsure(_Unevenly):
 
 def _entropies(logits: Tensor) -> list[float]:
     """Of the drafter's laws at temperature 1, in nats: so that they tell something at 0, too."""
-    return torch.special.entr(logits.softmax(-1)).sum(-1).tolist()
+    found: list[float] = torch.special.entr(logits.softmax(-1)).sum(-1).tolist()
+    return found

@@ -70,7 +70,7 @@ class _Tree:
         if isinstance(self.verify, str) and self.verify in WHY and self.verify not in rules:
             raise ValueError(
                 f"verify={self.verify!r}: {type(self).__name__} cannot have it, as "
-                f"{WHY[self.verify]}; choose {' or '.join(map(repr, rules))}"
+                f"{WHY[self.verify]}; choose {' or '.join(map(repr, rules))}, or give a function"
             )
         settle(self)
 

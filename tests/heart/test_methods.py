@@ -108,7 +108,10 @@ def test_a_verification_rule_of_ones_own(folder):
     check_law(*models(3, seed=2), tree, sn.Sampling(1.0), n_tokens=2)
     assert label_of(sn.Chain(3, verify=lambda *args: None)).startswith("Chain(stop=")
     for wrong, said in (
-        ("Chain(2, verify='kseq')", "verify='kseq': choose 'recursive', or give a function"),
+        (
+            "Chain(2, verify='kseq')",
+            "verify='kseq': Chain cannot have it, .* 'recursive' or 'block', or give a function",
+        ),
         ("Chain(2, verify=mine.py:Rule)", "verify=<class .*: choose 'recursive'"),
         ("Chain(2, verify=mine.py:drawn())", "cannot be made with these settings"),
         ("Chain(2, verify=kseq)", "kseq is no method that is known"),

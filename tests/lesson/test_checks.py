@@ -277,6 +277,30 @@ def mixed(text, vocab_size):
     return sum(rows) / len(rows) if rows else None
 
 
+def weights(t, d):
+    found = t / d
+    for place in range(1, len(found)):
+        found[place] *= found[place - 1].clamp_max(1.0)
+    return found.clamp_max(1.0)
+
+
+def weights_by_loop(t, d):
+    weight, found = 1.0, []
+    for p, q in zip(t, d, strict=True):
+        weight = min(1.0, float(weight * p / q))
+        found.append(weight)
+    return torch.tensor(found, dtype=t.dtype)
+
+
+def wanted(t, d):
+    return float((t - d).clamp_min(0.0).sum())
+
+
+def ends(w, t, d):
+    rest = wanted(w * t, d)
+    return rest / (rest + 1 - w) if rest or w < 1 else 1.0
+
+
 ANSWERS = {
     "bold_draw": [
         (lambda p, draw: (draw(squares(p)), squares(p)), ""),
@@ -493,6 +517,33 @@ ANSWERS = {
         (removed_in_place, "right, but draft is changed in place"),
         (lambda t, d, x: own_removed(t, d, x), "Give 2 results"),
         (lambda t, d, x: (residual(t, d)[None], own_removed(t, d, x)), "an axis too many"),
+        (no_return, "return` missing"),
+    ],
+    "path_weights": [
+        (weights, ""),
+        (lambda t, d: weights(t, d).float(), ""),
+        (lambda t, d: torch.stack([*weights(t, d)]), ""),
+        (weights_by_loop, ""),
+        (lambda t, d: torch.tensor(weights_by_loop(t, d).tolist()), ""),
+        (lambda t, d: (t / d).clamp_max(1.0).cumprod(0), "This is the token rule"),
+        (lambda t, d: (t / d).cumprod(0).clamp_max(1.0), "capped at 1 before it goes on"),
+        (lambda t, d: (t / d).cumprod(0), "never above 1"),
+        (lambda t, d: (t / d).clamp_max(1.0), "carries that of the shorter one"),
+        (lambda t, d: weights(d, t), "expected"),
+        (lambda t, d: weights(t, d)[-1], "shapes differ|expected"),
+        (no_return, "return` missing"),
+    ],
+    "end_test": [
+        (ends, ""),
+        (lambda w, t, d: torch.tensor(ends(w, t, d)), ""),
+        (lambda w, t, d: np.float32(ends(w, t, d)), ""),
+        (lambda w, t, d: ends(w, t.float(), d.float()), ""),
+        (lambda w, t, d: 1.0 if w == 1 else 1 - (1 - w) / (1 - w + wanted(w * t, d)), ""),
+        (lambda w, t, d: w, "said already with what hung on it"),
+        (lambda w, t, d: wanted(w * t, d), "a share of rest \\+ 1 - weight gets here"),
+        (lambda w, t, d: wanted(t, d) / (wanted(t, d) + 1 - w), "wants only a share `weight`"),
+        (lambda w, t, d: wanted(w * t, d) / (wanted(w * t, d) + 1 - w), "0 / 0"),
+        (lambda w, t, d: 1 - ends(w, t, d), "expected"),
         (no_return, "return` missing"),
     ],
     "speculate": [

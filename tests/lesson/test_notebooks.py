@@ -476,6 +476,15 @@ PLANTED = {
         "import specnb.verify\nspecnb.verify.residual = lambda target, draft: target",
         "the text is not the target's",
     ),
+    "08_verification": (
+        "the token rule's residual behind a block",
+        "import specnb.joint\n"
+        "real = specnb.joint.residual\n"
+        "def residual(target_probs, draft_probs):\n"
+        "    return real(target_probs / target_probs.sum(), draft_probs)\n"
+        "specnb.joint.residual = residual",
+        "has changed the distribution",
+    ),
 }
 
 
