@@ -3,7 +3,7 @@
 `python -m specnb.training {tokenizer,sets,target,drafter,align}`; from Python the names below.
 """
 
-from specnb.training.align import Answers, Recipe, align, as_draft, new_drafter, train_on
+from specnb.training.align import Answers, Recipe, align, as_draft, held_out, new_drafter, train_on
 from specnb.training.answers import Asked, Asking, write_answers
 from specnb.training.inherit import grown, inherit
 from specnb.training.losses import LOSSES
@@ -17,6 +17,7 @@ __all__ = [
     "align",
     "as_draft",
     "grown",
+    "held_out",
     "inherit",
     "new_drafter",
     "train_on",
