@@ -7,6 +7,7 @@ is the same for all of them stands in `specnb.lesson.answers`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specnb import sampling, stopping, theory
-from specnb.lesson.answers import Exercise, Function, judge, said_of
+from specnb.lesson.answers import Exercise, Function, judge, problem, said_of, verdict
 from specnb.lesson.judged_drafter import FromText, judge_bold_draw, judge_next_probs
 from specnb.lesson.judged_rule import as_rule, judge_verify_step
 
@@ -31,6 +32,7 @@ __all__ = [
     "speculate",
     "gumbel_top_k",
     "keep_boat",
+    "lk_loss",
     "mbsu",
     "next_probs",
     "path_weights",
@@ -40,6 +42,7 @@ __all__ = [
     "sink_recent_mask",
     "threshold_update",
     "tokens_of_a_call",
+    "tvdpp_advantage",
     "verify_step",
 ]
 
@@ -715,6 +718,173 @@ def rejection_step(function: Function, strict: bool = False) -> Function:
         function,
         strict,
     )
+
+
+# ------------------------------------------------------------------------------------- 05
+
+
+def tvdpp_advantage(function: Function, strict: bool = False) -> Function:
+    """Exercise 1 of notebook 05: TVD++'s advantage, (reward - mean) / deviation under the draft."""
+    pairs = (
+        ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]),
+        ([0.7, 0.2, 0.1], [0.4, 0.35, 0.25]),
+        ([0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]),
+        ([0.25, 0.25, 0.5, 0.0], [0.3, 0.3, 0.3, 0.1]),
+    )
+    cases = [(_row(target), _row(draft)) for target, draft in pairs]
+
+    def advantage(reward, weights):
+        mean = (weights * reward).sum()
+        return (reward - mean) / (weights * (reward - mean) ** 2).sum().sqrt()
+
+    def above(target, draft):
+        return (target > draft).double()
+
+    def reference(target_probs, draft_probs):
+        return advantage(above(target_probs, draft_probs), draft_probs)
+
+    def even(target, draft):
+        return torch.full_like(draft, 1 / len(draft))
+
+    mistakes = [
+        (lambda t, d: above(t, d), "This is the reward alone: take its mean off, then divide."),
+        (
+            lambda t, d: above(t, d) - (d * above(t, d)).sum(),
+            "Divide by the deviation, too.",
+        ),
+        (
+            lambda t, d: advantage(above(t, d), even(t, d)),
+            "Mean and deviation are those of a token that the drafter draws: weigh with its "
+            "probabilities. All tokens alike is another loss.",
+        ),
+        (
+            lambda t, d: advantage(above(t, d), t),
+            "The drafter draws, so its probabilities weigh, not the target's.",
+        ),
+        (
+            lambda t, d: advantage(above(d, t), d),
+            "The reward is 1 where the target gives a token *more* than the drafter.",
+        ),
+        (
+            lambda t, d: (above(t, d) - above(t, d).mean()) / above(t, d).std(),
+            "Mean and deviation are those of a token that the drafter draws: weigh with its "
+            "probabilities.",
+        ),
+        (
+            lambda t, d: (
+                (above(t, d) - (d * above(t, d)).sum())
+                / ((d * above(t, d)).sum() * (1 - (d * above(t, d)).sum()))
+            ),
+            "This divides by the variance; the deviation is its root.",
+        ),
+        (
+            lambda t, d: advantage((t >= d).double(), d),
+            "Where both give a token the same there is nothing to gain: 1 only where it is more.",
+        ),
+        (
+            lambda t, d: d * reference(t, d),
+            "Give the advantage of each token; the weighing comes with the loss.",
+        ),
+        (
+            lambda t, d: advantage(t - d, d),
+            "The reward is 1 or 0, whatever the difference is.",
+        ),
+    ]
+    return judge(
+        Exercise("exercise 1", "tvdpp_advantage", reference, cases, mistakes), function, strict
+    )
+
+
+def lk_loss(function: Function, strict: bool = False) -> Function:
+    """Exercise 2 of notebook 05: the LK hybrid at one position, its value and its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 1.5 * torch.randn(4, 2, 5, generator=generator, dtype=torch.float64)
+    cases = [(target, draft, eta) for target, draft in logits for eta in (3.0, 0.5)]
+
+    def parts(target_logits, draft_logits):
+        p, log_q = target_logits.softmax(-1), draft_logits.log_softmax(-1)
+        return p, log_q, torch.minimum(p, log_q.exp()).sum()
+
+    def mixed(share, kl, tv):
+        return share * kl + (1 - share) * tv
+
+    def reference(target_logits, draft_logits, eta):
+        p, log_q, alpha = parts(target_logits, draft_logits)
+        kl = (p * (p.log() - log_q)).sum()
+        return mixed((-eta * alpha.detach()).exp(), kl, 1 - alpha)
+
+    def moving(target, draft, eta):
+        p, log_q, alpha = parts(target, draft)
+        return mixed((-eta * alpha).exp(), (p * (p.log() - log_q)).sum(), 1 - alpha)
+
+    def reverse(target, draft, eta):
+        p, log_q, alpha = parts(target, draft)
+        kl = (log_q.exp() * (log_q - p.log())).sum()
+        return mixed((-eta * alpha.detach()).exp(), kl, 1 - alpha)
+
+    def crossed(target, draft, eta):
+        p, log_q, alpha = parts(target, draft)
+        kl = (p * (p.log() - log_q)).sum()
+        return mixed(1 - (-eta * alpha.detach()).exp(), kl, 1 - alpha)
+
+    def doubled(target, draft, eta):
+        p, log_q, alpha = parts(target, draft)
+        kl = (p * (p.log() - log_q)).sum()
+        return mixed((-eta * alpha.detach()).exp(), kl, 2 * (1 - alpha))
+
+    def rewarded(target, draft, eta):
+        p, log_q, alpha = parts(target, draft)
+        kl = (p * (p.log() - log_q)).sum()
+        return mixed((-eta * alpha.detach()).exp(), kl, alpha)
+
+    def entropic(target, draft, eta):
+        p, log_q, alpha = parts(target, draft)
+        return mixed((-eta * alpha.detach()).exp(), -(p * log_q).sum(), 1 - alpha)
+
+    def unscaled(target, draft, eta):
+        p, log_q, alpha = parts(target, draft)
+        return mixed((-alpha.detach()).exp(), (p * (p.log() - log_q)).sum(), 1 - alpha)
+
+    def with_gradient(loss: Function) -> Function:
+        @functools.wraps(loss)
+        def value_and_gradient(target_logits, draft_logits, eta):
+            moved = draft_logits.clone().requires_grad_()
+            value = loss(target_logits, moved, eta)
+            if not isinstance(value, Tensor) or value.ndim:
+                return value
+            if not value.requires_grad:
+                return value.detach(), torch.zeros_like(moved)
+            return value.detach(), torch.autograd.grad(value, moved)[0]
+
+        return value_and_gradient
+
+    mistakes = [
+        (
+            moving,
+            "The value is right, the gradient is not: lambda is a constant, so take alpha "
+            "without its gradient (`detach`).",
+        ),
+        (reverse, "KL runs from the target: the sum of p log(p / q)."),
+        (crossed, "Lambda is the share of KL: near 1 where alpha is small."),
+        (doubled, "TV is 1 - alpha, half of the sum of the differences."),
+        (rewarded, "TV is 1 - alpha: acceptance is to rise, the loss to fall."),
+        (entropic, "KL is the cross-entropy minus the target's own entropy: log(p / q)."),
+        (unscaled, "Lambda is exp(-eta alpha): eta is missing."),
+    ]
+    exercise = Exercise(
+        "exercise 2",
+        "lk_loss",
+        with_gradient(reference),
+        cases,
+        [(with_gradient(wrong), hint) for wrong, hint in mistakes],
+        results=("value", "gradient"),
+    )
+
+    def find() -> tuple[str | None, str]:
+        answer = with_gradient(function) if callable(function) else function
+        return problem(exercise, answer), f"{len(cases)} of {len(cases)} cases right"
+
+    return verdict(exercise.title, function, reference, strict, find)
 
 
 # ------------------------------------------------------------------------------------- 07

@@ -13,6 +13,7 @@ from specnb.lesson.config import (
     ReportConfig,
     RunConfig,
     StoppingConfig,
+    TrainingConfig,
     TreeConfig,
     VerificationConfig,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "ReportConfig",
     "RunConfig",
     "StoppingConfig",
+    "TrainingConfig",
     "TreeConfig",
     "VerificationConfig",
     "by_task",

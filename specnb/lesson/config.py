@@ -227,6 +227,28 @@ class VerificationConfig(DraftModelConfig):
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class TrainingConfig(DraftModelConfig):
+    """Parameters of the notebook on training. `steps` = 0 trains nothing while the lesson runs;
+    `drafter_checkpoint` is a folder whose drafter is then shown as the trained one."""
+
+    temperature: float = 1.0
+    loss: str = "kl"
+    steps: int = 200
+    drafter_checkpoint: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        from specnb.models import folders
+        from specnb.training.losses import loss_of
+
+        loss_of(self.loss)  # refuses what is no loss
+        object.__setattr__(self, "steps", arguments.whole("steps", self.steps, 0))
+        object.__setattr__(self, "drafter_checkpoint", resolved(self.drafter_checkpoint))
+        if self.drafter_checkpoint:
+            folders.check_folder(self.drafter_checkpoint)
+
+
 def _from_notebook(cls: type, names: Mapping[str, Any]) -> Any:
     wanted = [field.name for field in fields(cls)]
     given = [name for name in wanted if name in names]

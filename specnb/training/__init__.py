@@ -3,8 +3,23 @@
 `python -m specnb.training {tokenizer,sets,target,drafter,align}`; from Python the names below.
 """
 
-from specnb.training.align import Answers, Recipe, align, new_drafter
+from specnb.training.align import Answers, Recipe, align, as_draft, held_out, new_drafter, train_on
+from specnb.training.answers import Asked, Asking, write_answers
 from specnb.training.inherit import grown, inherit
 from specnb.training.losses import LOSSES
 
-__all__ = ["LOSSES", "Answers", "Recipe", "align", "grown", "inherit", "new_drafter"]
+__all__ = [
+    "LOSSES",
+    "Answers",
+    "Asked",
+    "Asking",
+    "Recipe",
+    "align",
+    "as_draft",
+    "grown",
+    "held_out",
+    "inherit",
+    "new_drafter",
+    "train_on",
+    "write_answers",
+]

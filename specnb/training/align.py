@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from specnb import arguments
 from specnb.models.adapter import Adapted, save_adapter
+from specnb.models.hf import HFModel
 from specnb.models.vocabulary import FREQUENT
 from specnb.training.answers import (
     ASKING,
@@ -301,6 +302,15 @@ def save(module: Any, target: Any, answers: Answers, out: Path, about: dict[str,
     (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     if seeing:
         save_adapter(module, target.path, out)
+
+
+def as_draft(module: Any, target: Any) -> HFModel:
+    """A drafter in training as the draft model of a pair, as it is now: `Pair(target, this)`.
+
+    `module` is a Llama (no adapter); it is copied, so that training may go on.
+    """
+    found = HFModel(copy.deepcopy(module).eval(), target.tokenizer, "in training")
+    return found.beside(target)
 
 
 def new_drafter(target: Any, layers: int = 1, width: int = 128, seed: int = 0) -> Any:

@@ -161,14 +161,12 @@ def answer_batch(
     ended = torch.zeros(len(asked), dtype=torch.bool)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     feed: dict[str, Any] = {"input_ids": ids, **extras}
+    kept_in = "cache" if "cache" in target.plan.takes else "past_key_values"
     for _ in range(max_new_tokens):
-        output = module.model(
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **feed,
-        )
+        if "position_ids" in target.plan.takes:
+            feed["position_ids"] = positions
+        feed[kept_in] = cache
+        output = module.base_model(attention_mask=mask, use_cache=True, **feed)
         hidden = output.last_hidden_state[:, -1]
         logits = module.get_output_embeddings()(hidden).float().masked_fill(forbidden, -torch.inf)
         if temperature == 0:

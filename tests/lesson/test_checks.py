@@ -47,6 +47,23 @@ def loop_residual(target_probs, draft_probs):
     return torch.tensor([gap / sum(gaps) for gap in gaps])
 
 
+def scaled(reward, weights):
+    mean = (weights * reward).sum()
+    return (reward - mean) / (weights * (reward - mean) ** 2).sum().sqrt()
+
+
+def of_mass(reward, mass):
+    return (reward - mass) / (mass * (1 - mass)).sqrt()
+
+
+def lk_right(target_logits, draft_logits, eta, detached=True, twice=1, swap=False):
+    p, q = target_logits.softmax(-1), draft_logits.softmax(-1)
+    alpha = torch.minimum(p, q).sum()
+    share = torch.exp(-eta * (alpha.detach() if detached else alpha))
+    share = 1 - share if swap else share
+    return share * (p * torch.log(p / q)).sum() + (1 - share) * twice * (1 - alpha)
+
+
 def step_of(rule):
     """A verify step in which `rule(i, token, p, q)` gives (chance, row of the correction)."""
 
@@ -587,6 +604,35 @@ ANSWERS = {
         (lambda a, length: calls_from(0, [a.pop(0), *a], length), "changed in place|IndexError"),
         (lambda a, length: a[1] * length, "IndexError"),
         (no_return, "return` missing"),
+    ],
+    "tvdpp_advantage": [
+        (lambda t, d: scaled((t > d).double(), d), ""),
+        (lambda t, d: scaled((t > d).float(), d), ""),
+        (lambda t, d: scaled(torch.where(t > d, 1.0, 0.0), d), ""),
+        (lambda t, d: of_mass((t > d).double(), d[t > d].sum()), ""),
+        (lambda t, d: (t > d).double(), "reward alone"),
+        (lambda t, d: (t > d).double() - d[t > d].sum(), "Divide by the deviation"),
+        (lambda t, d: scaled((t > d).double(), torch.ones(len(d)) / len(d)), "weigh with its"),
+        (lambda t, d: scaled((t > d).double(), t), "not the target's"),
+        (lambda t, d: scaled((t < d).double(), d), "the target gives a token"),
+        (lambda t, d: scaled((t >= d).double(), d), "nothing to gain"),
+        (lambda t, d: d * scaled((t > d).double(), d), "the weighing comes with the loss"),
+        (lambda t, d: scaled(t - d, d), "1 or 0"),
+        (no_return, "return"),
+    ],
+    "lk_loss": [
+        (lk_right, ""),
+        (lambda t, d, eta: lk_right(t.float(), d, eta), ""),
+        (lambda t, d, eta: lk_right(t.log_softmax(-1), d.log_softmax(-1), eta), ""),
+        (lambda t, d, eta: lk_right(t, d, eta, detached=False), "the gradient is not"),
+        (lambda t, d, eta: lk_right(d, t, eta), "value"),
+        (lambda t, d, eta: lk_right(t, d, 1.0), "eta is missing"),
+        (lambda t, d, eta: lk_right(t, d, eta, twice=2), "half of the sum"),
+        (lambda t, d, eta: lk_right(t, d, eta, swap=True), "near 1 where alpha is small"),
+        (lambda t, d, eta: float(lk_right(t, d, eta)), "2 results|two results"),
+        (lambda t, d, eta: lk_right(t, d.detach(), eta), "gradient"),
+        (lambda t, d, eta: torch.stack([lk_right(t, d, eta)] * 3), "2 results"),
+        (no_return, "return"),
     ],
     "verify_step": [
         (RIGHT_STEP, ""),

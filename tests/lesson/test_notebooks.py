@@ -250,7 +250,7 @@ def test_no_formula_stands_before_its_exercise(name):
     raise AssertionError(f"no exercise {name}")
 
 
-HARDEST = [path for path in LESSONS if path.stem[:2] in ("00", "01", "02", "07")]
+HARDEST = [path for path in LESSONS if path.stem[:2] in ("00", "01", "02", "05", "07")]
 hardest = pytest.mark.parametrize("path", HARDEST, ids=lambda path: path.stem)
 
 
@@ -470,6 +470,11 @@ PLANTED = {
         "    return [probs for _ in tokens]\n"
         "specnb.drafters.trees.without_replacement_laws = laws",
         "has changed the law",
+    ),
+    "05_training_a_drafter": (
+        "no residual after a rejection",
+        "import specnb.verify\nspecnb.verify.residual = lambda target, draft: target",
+        "training has changed the law",
     ),
     "07_your_own_drafter": (
         "no residual after a rejection",
