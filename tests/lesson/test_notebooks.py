@@ -247,6 +247,13 @@ WRONG = {
             "sum to 1 again",
         ),
     ],
+    "sink_recent_mask": [
+        (
+            lambda n, budget, sink: (torch.arange(n) < sink) | (torch.arange(n) >= n - budget),
+            "sink is part of the budget",
+        ),
+        (lambda n, budget, sink: torch.arange(n) < budget, "These are the first slots"),
+    ],
 }
 
 
@@ -359,6 +366,17 @@ PLANTED = {
         "    return [probs for _ in tokens]\n"
         "specnb.drafters.trees.without_replacement_laws = laws",
         "has changed the law",
+    ),
+    "06_long_context": (
+        "drafts stay behind in the buffer",
+        "import specnb.models.llama as lean\n"
+        "forget = lean.LlamaSparse._forget\n"
+        "def wrong(self):\n"
+        "    used = self.used\n"
+        "    forget(self)\n"
+        "    self.used = used\n"
+        "lean.LlamaSparse._forget = wrong",
+        "is not the target",
     ),
 }
 
