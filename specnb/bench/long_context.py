@@ -25,6 +25,12 @@ from specnb.models import settings
 from specnb.paths import ROOT
 from specnb.scenes import is_right, long_examples
 
+TITLE = "What is a target worth that drafts for itself?"
+ABOUT = (
+    "Acceptance and block efficiency say what carries over to long texts; on the small models here "
+    "weights cost more than the cache, so no seconds are given. What is computed stands apart from "
+    "what was measured, with its inputs."
+)
 BUDGETS = (12, 16, 32, 64, 128)
 DRAFT_LENGTH = 4
 LONGEST = 48  # tokens of an answer
@@ -219,8 +225,9 @@ def formula(drafter: Any, target: Any, slots: int, forwards: int, known: int) ->
     """
     layers, _, heads, _, dim = target.cache.shape
     budget, select = min(drafter.budget, slots), drafter.select
-    if isinstance(select, sn.Chunks) and slots > budget and (tail := slots % select.size):
-        budget = (budget // select.size - 1) * select.size + tail  # whole chunks, and the tail
+    if isinstance(select, sn.Chunks) and slots > budget:  # whole chunks, and what is behind them
+        tail = slots % select.size
+        budget = (budget // select.size - (tail > 0)) * select.size + tail
     read = sum(2.0 * (budget + i + 1) * dim for i in range(forwards))
     if isinstance(select, sn.Chunks):
         whole, before = slots // select.size, known // select.size

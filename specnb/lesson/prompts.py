@@ -18,7 +18,7 @@ PROMPT_KEYS = ("prompt", "image", "task")
 class Item:
     """A prompt of the reader's own; built-in ones are `scenes.Example`."""
 
-    prompt: str
+    prompt: Any  # a text; token ids where a lesson has made it longer
     image: Any = None
     task: str = "prompts"
     scene: None = None

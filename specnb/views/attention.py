@@ -45,6 +45,7 @@ def attention(weights: Any, words: Sequence[str], image_slots: Sequence[int] = (
             y0=layers * heads,
             y1=layers * heads + heads / 2,
             fillcolor=PICTURE,
+            opacity=1,
             line_width=0,
         )
     ticks = [heads * layer + (heads - 1) / 2 for layer in range(layers)]

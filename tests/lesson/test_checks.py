@@ -318,6 +318,16 @@ def ends(w, t, d):
     return rest / (rest + 1 - w) if rest or w < 1 else 1.0
 
 
+def masked(read):
+    """A mask by what is read of slot i, given the number of slots, budget and sink."""
+    return lambda n_slots, budget, sink: read(torch.arange(n_slots), n_slots, budget, sink)
+
+
+def latest(n_slots, budget, sink):
+    """Ones behind the sink, in the places of the latest slots."""
+    return (torch.arange(sink, n_slots) >= n_slots - budget + sink)[: n_slots - sink].double()
+
+
 ANSWERS = {
     "bold_draw": [
         (lambda p, draw: (draw(squares(p)), squares(p)), ""),
@@ -561,6 +571,27 @@ ANSWERS = {
         (lambda w, t, d: wanted(t, d) / (wanted(t, d) + 1 - w), "wants only a share `weight`"),
         (lambda w, t, d: wanted(w * t, d) / (wanted(w * t, d) + 1 - w), "0 / 0"),
         (lambda w, t, d: 1 - ends(w, t, d), "expected"),
+        (no_return, "return` missing"),
+    ],
+    "sink_recent_mask": [
+        (masked(lambda i, n, b, s: (i < s) | (i >= n - (b - s))), ""),
+        (masked(lambda i, n, b, s: ~((i >= s) & (i < n - b + s))), ""),
+        (lambda n, b, s: torch.tensor([i < s or i >= n - b + s for i in range(n)]), ""),
+        (lambda n, b, s: ((torch.arange(n) < s) | (torch.arange(n) >= n - b + s)).int(), ""),
+        (lambda n, b, s: torch.cat([torch.ones(n)[:s], torch.ones(n)[s:] * latest(n, b, s)]), ""),
+        (masked(lambda i, n, b, s: (i < s) | (i >= n - b)), "part of the budget"),
+        (masked(lambda i, n, b, s: (i < s) & (i >= n - (b - s))), r"first \*or\* one"),
+        (masked(lambda i, n, b, s: (i <= s) | (i >= n - (b - s))), "sink too many"),
+        (masked(lambda i, n, b, s: (i < s) | (i > n - (b - s))), "latest is missing"),
+        (masked(lambda i, n, b, s: (i > s) & (i < n - (b - s))), "expected"),
+        (masked(lambda i, n, b, s: i < b), "the first slots"),
+        (masked(lambda i, n, b, s: i >= n - b), "the latest slots"),
+        (masked(lambda i, n, b, s: ~((i < s) | (i >= n - (b - s)))), "true where a slot is read"),
+        (
+            lambda n, b, s: torch.tensor([i for i in range(n) if i < s or i >= n - b + s]),
+            "shapes differ|numbers of the slots",
+        ),
+        (lambda n, b, s: (torch.arange(n) < s) or (torch.arange(n) >= n - b), "single numbers"),
         (no_return, "return` missing"),
     ],
     "speculate": [

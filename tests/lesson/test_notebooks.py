@@ -490,6 +490,17 @@ PLANTED = {
         "specnb.joint.residual = residual",
         "has changed the distribution",
     ),
+    "06_long_context": (
+        "drafts stay behind in the buffer",
+        "import specnb.models.llama as lean\n"
+        "forget = lean.LlamaSparse._forget\n"
+        "def wrong(self):\n"
+        "    used = self.used\n"
+        "    forget(self)\n"
+        "    self.used = used\n"
+        "lean.LlamaSparse._forget = wrong",
+        "is not the target",
+    ),
 }
 
 
