@@ -253,4 +253,4 @@ def _per_call(next_probs: Function) -> float:
         max_new_tokens=250,
         seed=0,
     )
-    return run.metrics.block_efficiency
+    return len(run.token_ids) / len(run.blocks)

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from specnb import exact
+from specnb.decode import next_block
 from specnb.drafters import Chain
 from specnb.lesson.answers import Function, verdict
 from specnb.models.base import Pair
 from specnb.models.table import TableModel
+from specnb.outcome import Examined, Outcome, Rule
 from specnb.sampling import Draws, Sampling, residual
 from specnb.tree import DraftTree
-from specnb.verify import Examined, Outcome, Rule
 
 TOLERANCE = 1e-6  # of a law: float32 is right
 Step = Callable[..., Any]
@@ -283,7 +284,7 @@ def _tokens_per_call(step: Step) -> float:
     while scripts:
         draws = exact.Enumerator(scripts.pop())
         drafting = drafter.start(Pair(target, draft), [0], None, sampling)
-        block = exact.next_block(target.open([0]), drafting, sampling, draws, 1 << 20)
+        block = next_block(target.open([0]), drafting, sampling, draws, 1 << 20)
         scripts += draws.open
         found += draws.prob * len(block.token_ids)
     return found

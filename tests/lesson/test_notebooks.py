@@ -351,7 +351,7 @@ def test_conclusions_of_the_toys_are_held(unchecked):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["accept_prob", "residual", "expected_tokens"])
 def test_every_right_answer_carries_the_notebook(name, unchecked):
-    """Float32 too: the cells behind an exercise take whatever its check takes."""
+    """Float32 and half precision, too: the cells behind it take whatever its check takes."""
     (place,) = (cell for cell, function in SOLVED.items() if function == name)
     for function, message in test_checks.ANSWERS[name]:
         if message:
@@ -359,7 +359,7 @@ def test_every_right_answer_carries_the_notebook(name, unchecked):
         lesson = Lesson("01_speculative_sampling")
         lesson.cells[place] = f"{name} = answer"
         lesson.space["answer"] = function
-        lesson.run(*TOYS, *(TOYS_TOO if name == "expected_tokens" else ()))
+        lesson.run(*TOYS[:8], *(TOYS_TOO if name == "expected_tokens" else ()))
 
 
 TRAINED = {

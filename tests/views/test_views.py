@@ -346,6 +346,10 @@ def test_bars_stand_side_by_side_with_their_intervals():
     classes = [{"task": "a", "token_class": "seen", "acceptance_rate": 0.4}]
     bare = plots.token_classes(classes)
     assert list(bare.data[0].y) == [0.4] and bare.data[0].error_y.array is None
+    assert not bare.layout.annotations
+    counted = plots.token_classes([row | {"examined": 7 + i} for i, row in enumerate(rows)])
+    notes = {note.text: round(note.x, 3) for note in counted.layout.annotations}
+    assert notes == {"n=7": -0.2, "n=8": 0.8, "n=9": 0.2}  # two bars share a task's place
 
 
 def test_contrast_in_both_themes():
@@ -376,6 +380,14 @@ def test_plots_show_the_records_numbers(run):
     assert len(examined) in sizes
     curve = plots.block_efficiency_curve([1, 2, 4], [1.4, 1.7, 1.9], 0.5)
     assert any(list(trace.y) == [1.4, 1.7, 1.9] for trace in curve.data)
+    spans = [(1.3, 1.5), (1.5, 2.0), (1.9, 2.2)]
+    (bars,) = (
+        trace.error_y
+        for trace in plots.block_efficiency_curve([1, 2, 4], [1.4, 1.7, 1.9], spans=spans).data
+        if trace.name == "measured"
+    )
+    assert list(bars.array) == pytest.approx([0.1, 0.3, 0.3])
+    assert list(bars.arrayminus) == pytest.approx([0.1, 0.2, 0.0])
     speed = plots.speedup_curve([0.8], 0.05, 10)
     wanted = [sn.theory.walltime_improvement(0.8, n, 0.05) for n in range(0, 11)]
     values = [float(y) for trace in speed.data for y in trace.y]
@@ -389,6 +401,8 @@ def test_distributions_show_the_residual():
     titles = [node.text for node in ET.fromstring(picture.svg).iter(f"{SVG}title")]
     assert titles[:3] == ["a: target 0.500", "a: draft 0.200", "a: residual 1.000"]
     assert "<b>: residual 0.000" in titles and picture.svg.count("▶") == 1
+    hidden = sn.views.distributions(target, draft, ["a", "b", "c"], with_residual=False).svg
+    assert "residual" not in hidden and "what is left" not in hidden and "draft 0.500" in hidden
     sure = sn.views.distributions([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], ["a", "b", "c"], token=2).svg
     assert "a: target" not in sure and "b: target 1.000" in sure and "c: draft 0.000" in sure
     assert sn.views.laws is sn.views.distributions  # lesson 01 called it so before
