@@ -1,6 +1,6 @@
 """A measurement is a row with a content key: methods in turns, and statistics on their rows."""
 
-from specnb.measure.ranks import accepted_by_rank, places_of
+from specnb.measure.ranks import accepted_by_rank, places_of, shares
 from specnb.measure.rollouts import (
     KnownAcceptance,
     Oracle,
@@ -38,6 +38,7 @@ __all__ = [
     "replay_tree",
     "replayed_row",
     "row_of",
+    "shares",
     "turns",
     "whole_auc",
     "wilson",
