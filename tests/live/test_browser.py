@@ -238,7 +238,9 @@ def test_pictures_for_the_readme(desk, shots):
     for length in (1, 3, 8, 12):
         desk.kernel.run(f"bench.a.controls['draft_length'].value = {length}; bench.work.finish()")
     desk.kernel.run(FIRST.format(method="chain", mode="whole text", length=5, views=views))
+    desk.kernel.run("bench.work.finish()")
     desk.follows(2, method="chain, draft length 5")
+    desk.page.wait_for_selector('[data-view="figures"]:has-text("plain decoding")')
     desk.page.locator(".snb-workbench").screenshot(path=shots / "panel.png")
     desk.kernel.run(FIRST.format(method="RSD-S", mode="step by step", length=4, views=VIEWS))
     desk.follows(1, method="RSD-S")
