@@ -198,9 +198,10 @@ def _about(record: Record, row: TokenRow) -> str:
     decided = ""
     if row.accept_prob is not None and row.uniform is not None:
         sign = "&lt;" if row.uniform < row.accept_prob else "≥"
-        decided = f": {row.uniform:.4f} {sign} {row.accept_prob:.4f}"
-        if row.verdict == "accepted" and row.uniform >= row.accept_prob:
-            decided += ", but a longer part of the block has passed"
+        ends = number(row.uniform), number(row.accept_prob)
+        if ends[0] == ends[1]:  # never two that look the same
+            ends = f"{row.uniform:.8f}", f"{row.accept_prob:.8f}"
+        decided = f": {ends[0]} {sign} {ends[1]}"
     return (
         f'<bdi class="snb-text"><b>{html.escape(visible(row.text))}</b></bdi> '
         f"{style.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
