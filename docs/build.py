@@ -38,10 +38,12 @@ REST = {  # pages that lie elsewhere in the repository
     "results": "RESULTS.md",
     "contributing": "CONTRIBUTING.md",
     "changes": "CHANGELOG.md",
-    "lessons/teaching": "notebooks/TEACHING.md",
+}
+REST |= {
+    f"lessons/{p.stem.lower()}": f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("*.md")
 }
 # Where links of those pages, and of docs/, lead in the site.
-PLACES = {path: name for name, path in REST.items()} | {"notebooks/TEACHING.md": "lessons/teaching"}
+PLACES = {path: name for name, path in REST.items()}
 API = (  # modules whose public members are shown besides the names of `specnb` itself
     "specnb.exact", "specnb.theory", "specnb.verify", "specnb.measure", "specnb.bench.results",
 )  # fmt: skip
@@ -221,12 +223,12 @@ def relinked(text: str, path: str, page: str) -> str:
             inside = inside.removeprefix("notebooks/")
         elif inside in PLACES:
             inside = f"{PLACES[inside]}.md"
-        elif inside.startswith("notebooks/"):
+        elif re.fullmatch(r"notebooks/[0-8]\w*\.ipynb", inside):
             inside = inside.replace("notebooks/", "lessons/")
         elif inside.startswith("docs/"):
             inside = inside.removeprefix("docs/")
-        else:
-            return found[0] if page == "results" else f"[{found[1]}]({link})"
+        else:  # in the repository, and not among the pages
+            return found[1] if found[1].strip("`") in inside else f"{found[1]} (`{inside}`)"
         return f"[{found[1]}]({'../' * depth}{inside}{'#' * bool(part)}{part})"
 
     return re.sub(r"(?<!`)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)\s]+)\)", moved, text)
@@ -243,7 +245,8 @@ def contents(folder: Path, lessons: Mapping[str, Path]) -> str:
             title = f"[{one['number']} {one['title']}](lessons/{one['file']})"
             lines.append(f"| {title} | {one['minutes']} | {one['will']} |")
     tree = ["```{toctree}", ":caption: Lessons", ":hidden:", ""]
-    tree += [f"lessons/{name}" for name in lessons] + ["lessons/teaching", "```"]
+    tree += [f"lessons/{name}" for name in lessons]
+    tree += [name for name in sorted(REST) if name.startswith("lessons/")] + ["```"]
     return "\n".join([*lines, "", *tree])
 
 

@@ -238,8 +238,12 @@ def section(stored: Mapping[str, Any]) -> str:
     lines = [f"## {title}", "", f"    {stored['command']}", "", f"*{how}.* {origin}".strip(), ""]
     lines += [about, ""] if about else []
     lines += [body.strip(), ""]
-    for row in stored.get("figures", {}).get("skipped", []):
+    figures = stored.get("figures", {})
+    for row in figures.get("skipped", []):
         lines += [f"Skipped: {row['what']}: {row['why']}.", ""]
+    left_out = figures.get("left_out", "")
+    if left_out and left_out not in body:
+        lines += [f"Skipped: {left_out}.", ""]
     return "\n".join(lines)
 
 

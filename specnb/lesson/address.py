@@ -162,9 +162,11 @@ def lessons(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def table(folder: Path) -> str:
-    """README's table of lessons."""
+    """README's table of lessons; reports on sweeps are no lessons."""
     lines = ["| lesson | minutes | you will |", "|---|---|---|"]
     for one in lessons(folder):
+        if not one["minutes"]:  # a report, filled by a sweep
+            continue
         link = f"[{one['number']} {one['title']}](notebooks/{one['file']})"
         lines.append(f"| {link} | {one['minutes']} | {one['will']} |")
     return "\n".join(lines)

@@ -66,9 +66,12 @@ def test_storing_adds_what_a_reader_needs(tmp_path):
     assert "cores" in stored["machine"] and stored["date"] > "2026"
     assert "600 of 600 prompts" in results.section(stored)
     skipped = figures | {"skipped": [{"what": "stories260K", "why": "no such folder"}]}
-    results.store("exactness", module, skipped, "x", folder=tmp_path / "results")
-    text = results.section(results.load(tmp_path / "results")["exactness"])
+    folder = tmp_path / "results"
+    results.store("exactness", module, skipped, "x", folder=folder)
+    text = results.section(results.load(folder)["exactness"])
     assert "Skipped: stories260K: no such folder." in text
+    results.store("exactness", module, figures | {"left_out": "no x"}, "x", folder=folder)
+    assert "Skipped: no x." in results.section(results.load(folder)["exactness"])
 
 
 @pytest.mark.parametrize(
