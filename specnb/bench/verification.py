@@ -399,7 +399,7 @@ def _random(folder: str, role: str, shape: tuple[int, int]) -> str:
 # ----------------------------------------------------------------------------------- table
 
 
-def _ratio(row: Mapping[str, float]) -> str:
+def _ratio(row: Mapping[str, Any]) -> str:
     return f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
