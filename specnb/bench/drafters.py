@@ -62,7 +62,7 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     """All figures, on `n` evaluation prompts per task (60). `draft` names folders, with commas, in
     place of the shipped ones. With `seconds` every run is timed anew, beside all others."""
     n = n or 60
-    folders = draft.split(",") if draft else shipped()
+    folders = [Path(name) for name in draft.split(",")] if draft else shipped()
     pairs: dict[str, sn.Pair] = {}
     goal = None
     for folder in folders:
@@ -74,16 +74,17 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     kept = None if seconds else RowCache(KEPT / "drafters.jsonl", DraftRow)
     runs = {name: (pair, chain) for name, pair in pairs.items()}
     figures: dict[str, Any] = {"n": n, "draft_length": DRAFT_LENGTH, "seconds": seconds}
-    figures["c"] = {name: pair.parameter_ratio for name, pair in pairs.items()}
+    figures["c"] = {name: _ratio_of(pair) for name, pair in pairs.items()}
     rows = _rows(runs, TASKS, n, kept, plain=seconds)
     figures["cells"] = _cells(rows, figures["c"])
     figures["ratios"] = _ratios(rows, figures["c"], next(iter(pairs)), seconds)
     if not draft:
         figures["how"] = {name: _how(folder) for name, folder in zip(pairs, folders, strict=True)}
-        sizes = [k for k in VOCABULARIES if k < first.draft.own_vocab_size]
-        trimmed = {k: sn.Pair(first.target, first.draft.trimmed(k)) for k in sizes}
+        model: Any = first.draft
+        sizes = [k for k in VOCABULARIES if k < model.own_vocab_size]
+        trimmed = {k: sn.Pair(first.target, model.trimmed(k)) for k in sizes}
         cut = {"all": (first, chain)} | {str(k): (pair, chain) for k, pair in trimmed.items()}
-        costs = {name: pair.parameter_ratio for name, (pair, _) in cut.items()}
+        costs = {name: _ratio_of(pair) for name, (pair, _) in cut.items()}
         rows = _rows(cut, TASKS, n, kept)
         figures["vocabulary"] = {
             "c": costs,
@@ -96,12 +97,18 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
             "Either": sn.Either(sn.PromptLookup(3, 8), sn.Chain(5)),
         }
         rows = _rows({name: (first, side) for name, side in sides.items()}, QUOTING, n, kept)
-        costs = dict.fromkeys(sides, first.parameter_ratio)
+        costs = dict.fromkeys(sides, _ratio_of(first))
         figures["lookup"] = {
             "cells": _cells(rows, costs),
             "ratios": _ratios(rows, costs, "Chain(5)", seconds),
         }
     return figures
+
+
+def _ratio_of(pair: sn.Pair) -> float:
+    ratio = pair.parameter_ratio
+    assert ratio is not None  # each of them has a draft model
+    return ratio
 
 
 def shipped() -> list[Path]:
