@@ -7,6 +7,7 @@ tokens, whose inputs all stand in `HARDWARE` and `LLAMA2_7B`.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,11 +18,12 @@ import torch
 import torch.nn.functional as F
 
 import specnb as sn
-from specnb import theory
+from specnb import smollm2, theory
 from specnb.bench import KEPT
 from specnb.drafters import Drafter, law_of, start
 from specnb.measure import Row, RowCache, in_turns, interval, pooled
 from specnb.models import settings
+from specnb.models.sparse import Selector
 from specnb.paths import ROOT
 from specnb.scenes import is_right, long_examples
 
@@ -34,7 +36,7 @@ ABOUT = (
 BUDGETS = (12, 16, 32, 64, 128)
 DRAFT_LENGTH = 4
 LONGEST = 48  # tokens of an answer
-SELECTORS = {
+SELECTORS: dict[str, Selector] = {
     "sink + recent": sn.SinkRecent(4),
     "chunks of 4": sn.Chunks(4),
     "SparQ, rank 16": sn.SparQ(16, 4),
@@ -45,6 +47,10 @@ OF_IMAGES = (1, 9, 18, 36)  # budgets over image slots alone
 SAMPLING = sn.Sampling(1.0)
 REAL = ROOT.parent / "shared" / "real"
 STORY = 320  # tokens of a story that is gone on with
+NOTES, NOTES_BUDGETS = 2048, (64, 128, 256, 512)  # tokens of a list of notes, and slots read of it
+PLACES = ("kitchen", "garden", "attic", "cellar", "hall", "barn", "library", "yard")
+COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey")
+THINGS = ("lamp", "chair", "ladder", "bottle", "clock", "basket", "hammer", "blanket", "kettle")
 
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
@@ -64,7 +70,47 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
         folders = str(REAL / "stories260K"), str(REAL / "llama2xs-500it")
         real = sn.load_pair(*folders, runtime="lean")
         figures["cells"].append(_cell(kept, real, _stories(real, n), f"stories, {STORY} positions"))
+    if smollm2.ready():
+        first = sn.load_pair(smollm2.NAME)
+        items = [_notes(seed, NOTES, _length(first.target)) for seed in range((n + 1) // 2)]
+        label = f"SmolLM2, notes, {NOTES} positions"
+        figures["cells"].append(_cell(kept, first, items, label, NOTES_BUDGETS))
+        own = _own(256)["SparQ, rank 16"]
+        figures["traffic"].append(_traffic(first, items[:1], "SmolLM2, SparQ", own))
     return figures
+
+
+class Prefilled:
+    """A model that reads a prompt once, and gives copies of that context while it is asked for."""
+
+    def __init__(self, model: Any):
+        self.model, self.asked = model, ""
+        self.context: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def open(self, prompt: Any, image: Any = None) -> Any:
+        asked = f"{prompt!r} {id(image)}"
+        if asked != self.asked or self.context is None:
+            self.asked, self.context = asked, self.model.open(prompt, image)
+        return self.context.copy()
+
+
+def _notes(seed: int, positions: int, length: Any) -> Any:
+    """Numbered notes, one of which is to be found and gone on from: find the sentence, continue the
+    list. A text alone."""
+    rng = random.Random(f"notes {seed}")
+    lines: list[str] = []
+
+    def prompt() -> str:
+        asked = f"Write note {len(lines) // 3} and the three notes after it, word for word."
+        return "\n".join(["Here are my notes.", *lines, asked])
+
+    while length(prompt(), None) < positions:
+        what = f"the {rng.choice(COLOURS)} {rng.choice(THINGS)}"
+        lines.append(f"Note {len(lines) + 1}: {what} is in the {rng.choice(PLACES)}.")
+    return SimpleNamespace(prompt=prompt(), image=None)
 
 
 def _length(model) -> Any:
@@ -100,10 +146,16 @@ def _own(budget: int, **more: Any) -> dict[str, Drafter]:
     }
 
 
-def _cell(kept: RowCache, pair: sn.Pair, items: Sequence, label: str) -> dict:
+def _cell(
+    kept: RowCache,
+    pair: sn.Pair,
+    items: Sequence,
+    label: str,
+    budgets: Sequence[int] = BUDGETS,
+) -> dict:
     """Every selector and budget on these prompts; beside them the draft model, and a hierarchy."""
     methods: dict[Any, Drafter] = {
-        (name, budget): drafter for budget in BUDGETS for name, drafter in _own(budget).items()
+        (name, budget): drafter for budget in budgets for name, drafter in _own(budget).items()
     }
     middle = sn.SparseSelf(SELECTORS["chunks of 4"], 32, DRAFT_LENGTH)
     lengths = [_length(pair.target)(item.prompt, item.image) for item in items]
@@ -114,8 +166,16 @@ def _cell(kept: RowCache, pair: sn.Pair, items: Sequence, label: str) -> dict:
         for budget in OF_IMAGES:
             own = sn.SparseSelf(sn.LastVerification(local=0), budget, DRAFT_LENGTH, over="images")
             methods["images alone", budget] = own
+    read_once: Any = Prefilled(pair.target)
     rows = in_turns(
-        pair, items, methods, SAMPLING, max_new_tokens=LONGEST, kept=kept, timed=False, label=label
+        sn.Pair(read_once, pair.draft),
+        items,
+        methods,
+        SAMPLING,
+        max_new_tokens=LONGEST,
+        kept=kept,
+        timed=False,
+        label=label,
     )
     lines = [{"method": name, "budget": budget, **_figures(rows[name, budget])}
              for name, budget in methods]  # fmt: skip
@@ -170,7 +230,7 @@ def _traffic(pair: sn.Pair, items: Sequence, name: str, drafter: Any) -> dict:
     drafted = verified = wanted_draft = wanted_verify = plain = 0.0
     n_drafts = n_calls = n_tokens = 0
     for seed, item in enumerate(items):
-        target = pair.target.open(item.prompt, item.image)
+        target: Any = pair.target.open(item.prompt, item.image)
         drafting: Any = start(drafter, pair, item.prompt, item.image, SAMPLING, target)
         own, draws, text = drafting.context, sn.Draws(seed), 0
         per_slot, known = _numbers_per_slot(target), 0

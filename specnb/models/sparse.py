@@ -225,7 +225,7 @@ def attention_weights(
     queries: Float[Tensor, "heads group dim"], keys: Float[Tensor, "heads slots dim"]
 ) -> Float[Tensor, "heads group slots"]:
     """What each query of a head's group attends to."""
-    scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+    scores: Tensor = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
     return scores.softmax(-1)
 
 
