@@ -188,7 +188,7 @@ def _explained(
         return f"{call}: the two results are exchanged: give {first} first, then {second}."
     if form := _form(got, wanted, exercise.results):
         said = f"{call}: expected {_kind(wanted, exercise.results)}, got {_kind(got)}."
-        return f"{said} {form}"
+        return " ".join([said, *[*_hints(exercise, index, found, signs=False), form][:1]])
     again = _run(function, case).value
     if not isinstance(again, Exception) and not _alike(again, got):
         return (
@@ -203,8 +203,10 @@ def _explained(
     return " ".join([said, *why[:1]])
 
 
-def _hints(exercise: Exercise, index: int, found: Sequence[_Outcome]) -> list[str]:
-    """The hints that explain every case, then those that fit the first wrong one, `index`."""
+def _hints(
+    exercise: Exercise, index: int, found: Sequence[_Outcome], signs: bool = True
+) -> list[str]:
+    """The hints that explain every case, then signs that fit the first wrong one, `index`."""
     case, got = exercise.cases[index], found[index].value
     fitting = [
         hint
@@ -214,7 +216,7 @@ def _hints(exercise: Exercise, index: int, found: Sequence[_Outcome]) -> list[st
             for one, outcome in zip(exercise.cases, found, strict=True)
         )
     ]
-    for looks, hint in exercise.signs:
+    for looks, hint in exercise.signs if signs else ():
         if not isinstance(got, Exception) and looks(got, *copy.deepcopy(case)):
             fitting.append(hint)
     return fitting
@@ -285,6 +287,8 @@ def _form(got: Any, wanted: Any, results: tuple[str, ...]) -> str:
                 "`torch.tensor(...)` makes a tensor of it." if _countable(got) else "Give a tensor."
             )
         if got.shape == wanted.shape:
+            if wanted.dtype == torch.bool and got.dtype != torch.bool:
+                return "Give truth values: `.bool()` makes them."
             return "" if not got.is_complex() else "Give real numbers."
         if got.ndim > wanted.ndim and got.numel() == wanted.numel():
             return "There is an axis too many: `squeeze()` takes it away."
@@ -312,7 +316,9 @@ def _number(value: Any) -> bool:
 def _countable(value: Any) -> bool:
     if hasattr(value, "dtype"):  # numpy's
         return True
-    return isinstance(value, (list, tuple)) and bool(value) and all(map(_number, value))
+    return isinstance(value, (list, tuple)) and all(
+        _number(one) or isinstance(one, bool) for one in value
+    )
 
 
 # -------------------------------------------------------------------------------------- words
@@ -371,7 +377,8 @@ def _kind(value: Any, results: tuple[str, ...] = ()) -> str:
     if value is None:
         return "None"
     if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}" if value.ndim else "a number"
+        what = "truth values" if value.dtype == torch.bool else "numbers"
+        return f"{what} of shape {list(value.shape)}" if value.ndim else "a number"
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, numbers.Real):

@@ -382,7 +382,8 @@ ANSWERS = {
         (lambda t, d: min(t, d), "not yet divided"),
         (lambda t, d: 1 - t / d, "turning it down"),
         (lambda t, d: t, "has said the word already"),
-        (lambda t, d: t >= d, "expected a number, got False. It decides"),
+        (lambda t, d: t >= d, "got False. A word that comes too often is to be kept sometimes"),
+        (lambda t, d: random.random() < t / d, "got (True|False). It decides"),
         (lambda t, d: torch.tensor([t / d]).clamp(max=1), r"shape \[1\].*`.item\(\)`"),
         (lambda t, d: print(end=""), "return` missing"),
         (lambda t: t, "TypeError.*arguments must be those"),
@@ -577,8 +578,12 @@ ANSWERS = {
         (masked(lambda i, n, b, s: (i < s) | (i >= n - (b - s))), ""),
         (masked(lambda i, n, b, s: ~((i >= s) & (i < n - b + s))), ""),
         (lambda n, b, s: torch.tensor([i < s or i >= n - b + s for i in range(n)]), ""),
-        (lambda n, b, s: ((torch.arange(n) < s) | (torch.arange(n) >= n - b + s)).int(), ""),
-        (lambda n, b, s: torch.cat([torch.ones(n)[:s], torch.ones(n)[s:] * latest(n, b, s)]), ""),
+        (masked(lambda i, n, b, s: torch.where(i < s, True, i >= n - b + s)), ""),
+        (lambda n, b, s: torch.cat([torch.ones(n)[:s], latest(n, b, s)]).bool(), ""),
+        (  # as an index these would be slots 0 and 1
+            lambda n, b, s: ((torch.arange(n) < s) | (torch.arange(n) >= n - b + s)).int(),
+            r"`\.bool\(\)`",
+        ),
         (masked(lambda i, n, b, s: (i < s) | (i >= n - b)), "part of the budget"),
         (masked(lambda i, n, b, s: (i < s) & (i >= n - (b - s))), r"first \*or\* one"),
         (masked(lambda i, n, b, s: (i <= s) | (i >= n - (b - s))), "sink too many"),
@@ -640,6 +645,7 @@ ANSWERS = {
         (lambda t, d: scaled((t > d).double(), d), ""),
         (lambda t, d: scaled((t > d).float(), d), ""),
         (lambda t, d: scaled(torch.where(t > d, 1.0, 0.0), d), ""),
+        (lambda t, d: scaled((t - d).sign().clamp_min(0), d), ""),
         (lambda t, d: of_mass((t > d).double(), d[t > d].sum()), ""),
         (lambda t, d: (t > d).double(), "reward alone"),
         (lambda t, d: (t > d).double() - d[t > d].sum(), "Divide by the deviation"),
@@ -731,7 +737,7 @@ CASES = [
 
 def test_ten_answers_for_every_exercise():
     for name, group in ANSWERS.items():
-        assert len(group) >= 10 and sum(not message for _, message in group) >= 5, name
+        assert len(group) >= 10 and sum(not message for _, message in group) >= 3, name
 
 
 @pytest.mark.parametrize("name, function, message", CASES)
