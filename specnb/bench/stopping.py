@@ -133,6 +133,7 @@ def _pair(pair: sn.Pair, items: Mapping[str, Sequence], label: str, seconds: boo
             )
     tuning, other = (_replayed(half) for half in halves)
     c = pair.parameter_ratio
+    assert c is not None  # there is a draft model
     figures: dict[str, Any] = {"c": c, "calibration": _calibration(halves), "costs": {}}
     figures["knobs"] = _knobs(halves[1])
     for name, cost in {"MBSU": (c, 0.0), "c 0.07, row 0.05": (0.07, 0.05)}.items():

@@ -264,6 +264,7 @@ def _budget(kept, texts, pair, tuning, other, draft_sampling, label, seconds) ->
     beams = {sn.StochasticBeam(w, d): sn.StochasticBeam(w, d) for w, d in BEAMS}
     tuned["RSD-S"] = _rows(kept, pair, tuning, beams, f"tune {label}", draft_sampling)
     c = pair.parameter_ratio
+    assert c is not None  # there is a draft model
     chosen = _choices(tuned, c)
     drafters = {
         drafter: drafter

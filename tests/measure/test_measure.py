@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import specnb as sn
@@ -270,44 +269,65 @@ def small(monkeypatch, tmp_path, unchecked):
         monkeypatch.setattr(bench, "examples", lambda task, n, seed: items[:n])
         monkeypatch.setattr(bench, "KEPT", tmp_path)
     monkeypatch.setattr(sn, "load_pair", lambda *_: PAIR, raising=False)
-    monkeypatch.setattr(stopping, "TEMPERATURES", (0.0, 1.0))
-    monkeypatch.setattr(stopping, "GRID", (0.2, 0.9))
-    monkeypatch.setattr(stopping, "STATICS", (3, 7))
-    monkeypatch.setattr(stopping, "SEEDS", (0, 1000))
-    monkeypatch.setattr(trees, "CHAINS", (1, 4))
-    monkeypatch.setattr(trees, "WEAKER", (1.0, 3.0))
-    choice = SimpleNamespace(threads=torch.get_num_threads(), dtype="float32")
-    monkeypatch.setattr(stopping.calibration, "choice", lambda fresh: choice)
+    few = {"TEMPERATURES": (0.0, 1.0), "DECODED": (1.0,), "SHARES": (0.4, stopping.NEVER),
+           "NATS": (3.0,), "LENGTHS": (2, 7), "STATICS": (3, 7, 16), "COSTS": (0.1,)}  # fmt: skip
+    for name, value in few.items():
+        monkeypatch.setattr(stopping, name, value)
+    few = {"BUDGETS": (6,), "DEPTHS": (2,), "BEAMS": ((2, 3),), "WEAKER": (1.0, 3.0)}
+    for name, value in (few | {"LEVEL_COSTS": (0.0, 0.2)}).items():
+        monkeypatch.setattr(trees, name, value)
     monkeypatch.setattr(stopping.settings, "set_dtype", lambda dtype: None)
-    monkeypatch.setattr(trees, "BUDGETS", {6: ([(2, 2)], [(2, 3)])})
-    monkeypatch.setattr(trees, "DEPTHS", (2,))
-    monkeypatch.setattr(trees, "TEMPERATURES", (1.0,))
-    monkeypatch.setattr(trees, "REAL", tmp_path / "none")
+    for bench in (stopping, trees):
+        monkeypatch.setattr(bench, "REAL", tmp_path / "none")
+
+    def all_function(run, item):  # these prompts are no words
+        looked = {r.block for r in run.tokens if r.verdict in ("accepted", "rejected")}
+        return [(r, "function") for r in run.emitted if r.block in looked and r.depth == 1]
+
+    monkeypatch.setattr(trees, "classed", all_function)
     return tmp_path
-
-
-def counted(figures):
-    """What does not depend on time: fixed lengths, which are measured whatever is chosen."""
-    return [
-        (line["temperature"], line["method"], line["block_efficiency"])
-        for line in figures["cells"]
-        if line["method"] in ("static 3", "static 7")
-    ]
 
 
 @pytest.mark.slow
 def test_a_trial_run_leaves_nothing_behind_in_the_bench_on_stopping(small):
     stopping.measure(n=1)
-    after = counted(stopping.measure(n=2))
-    (small / "stopping.jsonl").unlink()
-    assert after == counted(stopping.measure(n=2))
-    assert "given what was chosen above" in stopping.table(stopping.measure(n=2))
+    after = stopping.measure(n=2)
+    for name in ("stopping.jsonl", "stopping_texts.jsonl"):
+        (small / name).unlink()
+    fresh = stopping.measure(n=2)
+    assert plain(after) == plain(fresh)
+    said = stopping.table(fresh)
+    assert "over the best fixed" in said and "left out: stories" in said
+    found = fresh["pairs"]["embedded"]["costs"]["MBSU"]["all"]
+    assert found["oracle"]["ratio"]["ratio"] > 1 == found["fixed"]["ratio"]["ratio"]
+
+
+def plain(figures):
+    """What a file of figures holds, but for seconds, which are never the same."""
+    for part in figures["pairs"].values():
+        for found in part["decoded"]["found"].values():
+            for row in found.values():
+                del row["tokens_per_second"], row["ratio_seconds"]
+    return json.dumps(figures)
 
 
 @pytest.mark.slow
 def test_a_trial_run_leaves_nothing_behind_in_the_bench_on_trees(small):
     trees.measure(n=1)
     after = trees.measure(n=2)
-    (small / "trees.jsonl").unlink()
+    for name in ("trees.jsonl", "trees_texts.jsonl"):
+        (small / name).unlink()
     fresh = trees.measure(n=2)
-    assert after == fresh and "equal budget" in trees.table(fresh)
+    assert json.dumps(after) == json.dumps(fresh)
+    said = trees.table(fresh)
+    assert "at most so many nodes" in said and "left out: stories" in said
+    for line in fresh["budget"]["embedded"]["lines"]:
+        assert line["nodes"] <= line["budget"] and line["forwards"] <= line["nodes"] + 1e-9
+
+
+def test_shapes_of_the_bench_on_trees():
+    assert trees.parents_of((2, 2)) == (-1, -1, 0, 0, 1, 1)
+    every = trees.branchings(6)
+    assert len(set(every)) == len(every)
+    assert all(len(trees.parents_of(shape)) <= 6 for shape in every)
+    assert {(6,), (1,) * 6, (2, 2), (2, 1, 1), (3, 1)} <= set(every) and (2, 2, 1) not in every

@@ -25,6 +25,7 @@ from specnb.measure import (
     rollouts,
     row_of,
 )
+from specnb.measure import scores as scores_module
 from specnb.models import TableModel
 
 TARGET, NOISE = TableModel.random(6, order=2, seed=1), TableModel.random(6, order=2, seed=2)
@@ -175,6 +176,23 @@ def test_ranks_are_those_of_records(unchecked):
     assert accepted == sum(place.rank > 0 for place in by_hand)
     with pytest.raises(ValueError, match="^records: no draft"):
         accepted_by_rank([], 3)
+
+
+def test_auc_by_hand():
+    scores, events = np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])
+    assert scores_module.auc(scores, events) == (1 + 0.5 + 1 + 1) / 4
+    assert math.isnan(scores_module.auc(scores, np.ones(4, bool)))
+
+
+def test_calibration_by_hand(unchecked):
+    (text,) = followed(PAIR, PROMPTS[:1], ONE)
+    bins = sn.measure.calibration([text], sn.MaxConfidence())
+    assert sum(one["n"] for one in bins) == len(text.kept)
+    mean = sum(one["n"] * one["acceptance"] for one in bins) / len(text.kept)
+    assert mean == pytest.approx(text.overlap.mean())
+    for one in bins:
+        inside = (text.top[:, 0] * 10).astype(int) == int(one["score"] * 10 + 1e-9)
+        assert one["score"] == pytest.approx(text.top[inside, 0].mean())
 
 
 @pytest.mark.parametrize(
