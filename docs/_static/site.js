@@ -28,6 +28,12 @@
   };
   paint();
   window.addEventListener("load", paint);
+  // What the theme leaves without a level or a name.
+  for (const caption of document.querySelectorAll('p.caption[role="heading"]')) caption.ariaLevel = "2";
+  const names = { ".sidebar-drawer": "All pages", ".toc-drawer": "On this page" };
+  for (const [aside, name] of Object.entries(names)) {
+    document.querySelector(aside)?.setAttribute("aria-label", name);
+  }
   new MutationObserver(paint).observe(document.body, { attributeFilter: ["data-theme"] });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
   // A region that scrolls must be reachable by keyboard.

@@ -390,7 +390,7 @@ def _pictures_of(prompts: Path) -> list[Path]:
 
 
 def read_sweep(path: str | Path, allow_code: bool = False) -> Plan:
-    """The plan of a sweep file (YAML, see README). ValueError names what is wrong in it.
+    """The plan of a sweep file (YAML, see docs/sweeps.md). ValueError names what is wrong in it.
 
     A drafter of the reader's own must stand in a file beside the sweep, unless `allow_code`; a
     notebook's own config class judges its parameters under the same condition.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -9,12 +10,15 @@ import pandas as pd
 import pytest
 from places import ROOT
 
+import specnb as sn
 from specnb.batch import columns
 from specnb.bench import __main__ as command
 from specnb.bench import results
 
 PAGE = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 RENEW = "python -m specnb.bench results"
+
+pytestmark = pytest.mark.weights
 
 
 def test_the_page_is_what_the_stored_results_give():
@@ -133,34 +137,47 @@ def test_the_speed_bench_prints_its_tables():
 
 
 def quoting(text: str) -> list[tuple[str, list[str]]]:
-    """Paragraphs that quote a stored result, with the subjects they name (all, for RESULTS.md)."""
-    found = []
+    """Paragraphs of a cell that quote a stored result, with the subjects they name.
+
+    The ones behind a paragraph that names a command are taken to speak of it as well, tables for
+    one, where its rows are stored; of a section that was taken over from print only its own.
+    """
+    stored = results.load()
+    found, named = [], []
     for part in re.split(r"\n\s*\n", text):
-        named = re.findall(r"specnb\.bench (\w+)", part)
-        named = [name for name in named if name in results.load()]
-        if named or "RESULTS.md" in part:
-            found.append((part, named or list(results.load())))
+        here = [name for name in re.findall(r"specnb\.bench (\w+)", part) if name in stored]
+        here = here or ([*stored] if "RESULTS.md" in part else [])
+        if here or named:
+            found.append((part, here or named))
+        named = [name for name in here or named if "figures" in stored[name]]
     return found
 
 
-def unsupported(text: str) -> list[tuple[str, list[str]]]:
+def unsupported(*cells: str) -> list[tuple[str, list[str]]]:
     stored = results.load()
     found = []
-    for part, names in quoting(text):
-        wanting = results.missing(part, [results.section(stored[name]) for name in names])
+    for part, names in (one for cell in cells for one in quoting(cell)):
+        wanting = results.missing(part, [share(), *(results.section(stored[n]) for n in names)])
         if wanting:
             found.append((part[:80], wanting))
     return found
 
 
-def prose(path) -> str:
+@functools.cache
+def share() -> str:
+    """The drafter's share of parameters, which lessons put beside results."""
+    ratio = sn.load_pair().parameter_ratio
+    return f"{ratio:.4f} {ratio:.3f}"
+
+
+def prose(path) -> list[str]:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_lessons_quote_what_is_stored(path):
-    assert not unsupported(prose(path)), f"{path.name}: not in data/results"
+    assert not unsupported(*prose(path)), f"{path.name}: not in data/results"
 
 
 def test_the_readme_quotes_what_is_stored():
@@ -175,6 +192,8 @@ def test_a_figure_that_is_not_stored_is_found():
     assert unsupported("`python -m specnb.bench stopping`: AdaEDL is 1.37 times as fast.")
     assert not unsupported("`python -m specnb.bench stopping`: AdaEDL is 1.08 times as fast.")
     assert not unsupported("`python -m specnb.bench trees`: 4 to 15 % more tokens.")
+    table = "`python -m specnb.bench quality`:\n\n| a |\n|---|\n"
+    assert unsupported(f"{table}| 3.99 |") and not unsupported(f"{table}| 3.48 |")
     assert not unsupported("No result is quoted here: 1234.5.")
     assert list(results.numbers("of `x = 17`, 3.5 and 21,212 (arXiv 2211.17192)")) == [
         "3.5",
