@@ -45,7 +45,8 @@ def choice_of(item: Any) -> PictureChoice:
     number = scene.seed // SCENES_PER_SEED
     others = (scenes.example(task, number) for task in scenes.TASKS)
     prompts = {other.task: other.prompt for other in others if other.scene == scene}
-    return PictureChoice(item.image, {**prompts, item.task: item.prompt}, scenes.render(scene, 384))
+    prompts = {item.task: item.prompt} | prompts | {item.task: item.prompt}  # its own first
+    return PictureChoice(item.image, prompts, scenes.render(scene, 384))
 
 
 class PictureChooser(w.VBox):

@@ -1396,3 +1396,14 @@ def test_a_notebook_without_a_reader_ends_with_a_finished_panel():
     assert book.cells[2].outputs[0]["text"] == "64\n"
     saved = book.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
     assert not any("so_far" in json.dumps(model["state"]) for model in saved.values())
+
+
+def test_a_picture_comes_with_its_own_task_first():
+    from specnb.live.pictures import choice_of
+
+    for task in sn.scenes.TASKS:
+        item = sn.scenes.examples(task, 1, 0)[0]
+        prompts = choice_of(item).prompts
+        assert next(iter(prompts.items())) == (task, item.prompt) and set(prompts) <= set(
+            sn.scenes.TASKS
+        )
