@@ -28,7 +28,7 @@ def output(data) -> nbformat.NotebookNode:
 
 # A file's folders are the machine's own; what only looks like one is kept.
 TEXT = (
-    "read /home/me/data/models/target and C:\\Users\\me\\x.png; 3/4/5, https://a.b/c/d/e, <b>/x</b>"
+    "read /srv/me/data/models/target and C:\\Users\\me\\x.png; 3/4/5, https://a.b/c/d/e, <b>/x</b>"
 )
 PICTURE = "data:image/png;base64,iVBO+/9j/4AAQ/SkZJ/Rg=="
 
@@ -44,12 +44,12 @@ def machinery() -> list[nbformat.NotebookNode]:
     failed = nbformat.v4.new_code_cell("code_that_failed()")
     failed.metadata["tags"] = ["setup"]
     failed.outputs = [
-        nbformat.v4.new_output("error", ename="E", evalue="no", traceback=["E: /home/me/a/b.py"])
+        nbformat.v4.new_output("error", ename="E", evalue="no", traceback=["E: /srv/me/a/b.py"])
     ]
     paths = nbformat.v4.new_code_cell("paths")
     paths.outputs = [
         nbformat.v4.new_output("stream", text=TEXT),
-        output({"text/html": f'<img alt="" src="{PICTURE}"> /home/me/a/b.csv'}),
+        output({"text/html": f'<img alt="" src="{PICTURE}"> /srv/me/a/b.csv'}),
     ]
     return [*cells, failed, paths]
 
@@ -78,7 +78,7 @@ def folder(tmp_path):
     nbformat.write(book, tmp_path / "00_one-1.ipynb")
     ran = {"id": "00_one-1", "notebook": "00_one", "seconds": 3.2, "status": "ok", "error": ""}
     ran |= {"measurements": [], "versions": {}}
-    ran |= {"parameters": {"draft_length": 7, "target": "", "prompts": "/home/me/my/p.jsonl"}}
+    ran |= {"parameters": {"draft_length": 7, "target": "", "prompts": "/srv/me/my/p.jsonl"}}
     not_ran = ran | {
         "id": "01-2",
         "notebook": "01_<b>",
@@ -116,7 +116,7 @@ def test_a_page_leaves_the_machinery_out_but_not_what_failed(folder):
 def test_a_page_names_no_folder_of_the_machine(folder):
     body = export.write(folder)[0].read_text()
     text = html.unescape(re.sub("<[^>]*>", "", body))
-    assert "/home/me" not in body and "Users\\" not in body
+    assert "/srv/me" not in body and "Users\\" not in body
     assert "read …/target and …/x.png; 3/4/5, https://a.b/c/d/e, <b>/x</b>" in text
     assert "E: …/b.py" in text and PICTURE in body and " …/b.csv" in body
     assert "Run with draft_length = 7, prompts = '…/p.jsonl'." in text
