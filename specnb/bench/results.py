@@ -59,11 +59,13 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
     ),
     "stopping": (
         "When should a drafter stop?",
-        "Five paired ratios are the comparison; the table above them describes.",
+        "Every rule may choose never to stop, so none can lose much to the best fixed length, "
+        "which is the row to compare with. The oracle says what is left to gain.",
     ),
     "trees": (
         "What does a tree buy?",
-        "Many rows of one family: look for what all depths or all budgets say alike.",
+        "Many rows of one family: look for what all budgets say alike, metric by metric. A shape "
+        "with the most tokens per call is not the one with the most MBSU.",
     ),
     "architectures": (
         "Which architectures are exact?",
