@@ -63,8 +63,9 @@ class Method(NamedTuple):
 
     def drafter(self) -> sn.Chain:
         """The drafter; a threshold that never stops is no rule at all."""
-        never = math.isinf(getattr(self.rule, "threshold", None) or 0.0)
-        return sn.Chain(self.length, stop=sn.FixedLength() if never else self.rule)
+        rule: Any = self.rule
+        never = math.isinf(getattr(rule, "threshold", None) or 0.0)
+        return sn.Chain(self.length, stop=sn.FixedLength() if never else rule)
 
     def __str__(self) -> str:
         if isinstance(self.rule, sn.FixedLength | Oracle):
@@ -137,7 +138,7 @@ def _pair(pair: sn.Pair, items: Mapping[str, Sequence], label: str, seconds: boo
     figures: dict[str, Any] = {"c": c, "calibration": _calibration(halves), "costs": {}}
     figures["knobs"] = _knobs(halves[1])
     for name, cost in {"MBSU": (c, 0.0), "c 0.07, row 0.05": (0.07, 0.05)}.items():
-        found = {t: _by_rule(tuning, other, cost, (t,)) for t in TEMPERATURES}
+        found: dict[Any, dict] = {t: _by_rule(tuning, other, cost, (t,)) for t in TEMPERATURES}
         found["all"] = _over_all(found, other, cost)
         figures["costs"][name] = found
     drawn = tuple(t for t in TEMPERATURES if t)
@@ -181,7 +182,8 @@ def _chosen(rows: Rows, cost: tuple[float, float], temperatures: Sequence[float]
 def _ratio(rows: Rows, pairs: Sequence[tuple], cost: tuple[float, float]) -> dict:
     """Speed of one method over another's; `pairs` holds (place, one, other)."""
     cells = [
-        tuple(costed(rows[place][method], *cost) for method in methods) for place, *methods in pairs
+        (costed(rows[place][one], *cost), costed(rows[place][base], *cost))
+        for place, one, base in pairs
     ]
     return geometric_ratio(cells, "tokens_per_second")
 

@@ -36,7 +36,7 @@ from specnb.measure import (
 )
 from specnb.measure.ranks import shares
 from specnb.measure.rollouts import RANKS, Stored
-from specnb.measure.runner import decode
+from specnb.measure.runner import Name, decode
 from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
 
@@ -71,6 +71,7 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
         for part in (lambda items: items[:n], lambda items: items[n:])
     ]
     figures: dict[str, Any] = {"n": n, "ranks": _ranks_by_word(pair, halves[0]), "budget": {}}
+    parts: list[tuple[str, sn.Pair, list[list], sn.Sampling | None]]
     parts = [("embedded", pair, halves, None)]
     if REAL.is_dir():
         real = sn.load_pair(str(REAL / "stories260K"), str(REAL / "llama2xs-500it"))
@@ -83,7 +84,7 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     label = f"embedded, drafter at T {weak} (accepts {rate:.2f})"
     parts.append((label, pair, halves, sn.Sampling(weak)))
     for name, one, parted, sampling in parts:
-        figures["budget"][name] = _budget(kept, texts, one, *parted, sampling, name, seconds)
+        figures["budget"][name] = _budget(kept, texts, one, parted, sampling, name, seconds)
     figures["depth"] = _depth(kept, pair, n)
     return figures
 
@@ -92,12 +93,12 @@ def _rows(
     kept: RowCache,
     pair: sn.Pair,
     prompts: Sequence,
-    methods: Mapping[str, Drafter],
+    methods: Mapping[Name, Drafter],
     label: str,
     draft_sampling: sn.Sampling | None = None,
     seeds: Sequence[int] = (0,),
     timed: bool = False,
-) -> dict[str, list[Row]]:
+) -> dict[Name, list[Row]]:
     more: dict[str, Any] = {"draft_sampling": draft_sampling, "kept": kept, "label": label}
     return in_turns(pair, prompts, methods, ONE, seeds=seeds, timed=timed, **more)
 
@@ -194,11 +195,12 @@ def parents_of(branching: Sequence[int]) -> tuple[int, ...]:
 
 def _shapes(ranks: Sequence[float]) -> dict[str, dict[Drafter, tuple[int, ...]]]:
     """Every static shape that is tried, by its kind: the drafter, and what each node follows."""
-    chains = {sn.Chain(n): (*range(-1, n - 1),) for n in range(1, max(BUDGETS) + 1)}
-    constant = {
+    lengths = range(1, max(BUDGETS) + 1)
+    chains: dict[Drafter, tuple[int, ...]] = {sn.Chain(n): (*range(-1, n - 1),) for n in lengths}
+    constant: dict[Drafter, tuple[int, ...]] = {
         sn.GumbelTopK(b): parents_of(b) for b in branchings(max(BUDGETS)) if max(b) <= RANKS
     }
-    static = {}
+    static: dict[Drafter, tuple[int, ...]] = {}
     for budget, cost in itertools.product(BUDGETS, LEVEL_COSTS):
         if parents := sn.best_tree(ranks, budget, cost):
             static[sn.StaticTree(parents)] = parents
@@ -215,7 +217,8 @@ def _choices(tuned: Mapping[str, Mapping[Drafter, Sequence[Row]]], c: float) -> 
             # Its block efficiency never falls with the length: there is nothing to choose.
             found[budget, goal, kind] = sn.Chain(budget)
             continue
-        found[budget, goal, kind] = max(able, key=lambda d, able=able: pooled(able[d], SPEED))
+        speeds = {drafter: pooled(rows, SPEED) for drafter, rows in able.items()}
+        found[budget, goal, kind] = max(speeds, key=speeds.__getitem__)
     return found
 
 
@@ -240,12 +243,13 @@ def _figures(rows: Sequence[Row], c: float) -> dict[str, float]:
     }
 
 
-def _budget(kept, texts, pair, tuning, other, draft_sampling, label, seconds) -> dict:
-    """What is chosen on `tuning`, measured on `other`; ratios over the chain of the same goal.
+def _budget(kept, texts, pair, prompts, draft_sampling, label, seconds) -> dict:
+    """Chosen on one half of the prompts, measured on the other; ratios over the chain of a goal.
 
     Chains, RSD-C and static trees are replayed on texts of the target. RSD-S decodes, as its shape
     depends on what is drawn; some of the others decode, too, to hold the replay against them.
     """
+    tuning, other = prompts
     seeds = SEEDS if pair.target.sees_images else (*SEEDS, 2000)
     halves = [
         followed(pair, half, ONE, draft_sampling=draft_sampling, seeds=seeds, kept=texts,
@@ -261,7 +265,7 @@ def _budget(kept, texts, pair, tuning, other, draft_sampling, label, seconds) ->
         }
         for half in halves
     )
-    beams = {sn.StochasticBeam(w, d): sn.StochasticBeam(w, d) for w, d in BEAMS}
+    beams: dict[Drafter, Drafter] = {d: d for d in (sn.StochasticBeam(*shape) for shape in BEAMS)}
     tuned["RSD-S"] = _rows(kept, pair, tuning, beams, f"tune {label}", draft_sampling)
     c = pair.parameter_ratio
     assert c is not None  # there is a draft model
@@ -315,7 +319,8 @@ def _shape(text: str) -> str:
     """A method in a few letters: a static tree by its nodes and levels."""
     if not text.startswith("StaticTree"):
         return text
-    parents = sn.method(text).parents
+    drafter: Any = sn.method(text)
+    parents = drafter.parents
     depths = sn.tree.depths(parents)
     widths = [depths.count(level) for level in range(1, max(depths) + 1)]
     return f"{len(parents)} nodes on levels of {','.join(map(str, widths))}"

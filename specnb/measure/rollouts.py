@@ -110,7 +110,8 @@ def followed(
 
 def _packed(text: Text) -> Stored:
     file = io.BytesIO()
-    np.savez_compressed(file, **{k: np.asarray(v) for k, v in text._asdict().items()})
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in text._asdict().items()}
+    np.savez_compressed(file, **arrays)
     return Stored(base64.b64encode(file.getvalue()).decode())
 
 
@@ -196,7 +197,8 @@ def _ranks(
     A sibling is kept with probability min(1, draft / target) of the text's token, both as they
     stand after the rejections before it; a rejected one is drawn from norm(max(0, draft - target)).
     """
-    own, rank, first = torch.tensor(ids)[:, None], np.zeros(len(ids), int), []
+    own, rank = torch.tensor(ids)[:, None], np.zeros(len(ids), int)
+    first: list[int] = []
     for number in range(1, RANKS + 1):
         likely = (draft.gather(1, own) / target.gather(1, own))[:, 0].tolist()
         chances = [draws.accept(one)[0] for one in likely]

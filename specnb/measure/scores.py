@@ -10,7 +10,7 @@ import numpy as np
 from specnb.measure.rollouts import Rule, Text, scores_of
 from specnb.stopping import AdaEDL, MaxConfidence, PathScore, SumEntropy
 
-RULES = {
+RULES: dict[str, Rule] = {
     "MaxConfidence": MaxConfidence(),
     "AdaEDL": AdaEDL(),
     "SumEntropy": SumEntropy(),
