@@ -270,7 +270,12 @@ def figures_of(run) -> dict:
               for b in (6, 10)]  # fmt: skip
     bins = [{"task": n, "score": s, "acceptance": s, "n": 1} for n in names for s in (0.2, 0.8)]
     words = [{"task": "a", "token_class": n, "acceptance_rate": 0.5} for n in names]
+    drafts = [
+        {"way": n, "drafts": k, "kept": 0.5} for n in (*names, "best possible") for k in (1, 2)
+    ]
     return {
+        "acceptance_by_drafts": (drafts,),
+        "row_costs": ((1, 2), dict.fromkeys(names, (1.0, 2.0))),
         "acceptance_by_position": (dict.fromkeys(names, run),),
         "entropy_against_acceptance": (run,),
         "bound_against_acceptance": ([0.1, 0.9], [0.5, 0.5]),
