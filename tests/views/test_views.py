@@ -270,8 +270,10 @@ def figures_of(run) -> dict:
               for b in (6, 10)]  # fmt: skip
     bins = [{"task": n, "score": s, "acceptance": s, "n": 1} for n in names for s in (0.2, 0.8)]
     words = [{"task": "a", "token_class": n, "acceptance_rate": 0.5} for n in names]
+    ways = [{"way": n, "drafts": k, "kept": 0.5} for n in (*names, "the best") for k in (1, 2)]
     return {
         "acceptance_by_position": (dict.fromkeys(names, run),),
+        "acceptance_by_drafts": (ways,),
         "entropy_against_acceptance": (run,),
         "bound_against_acceptance": ([0.1, 0.9], [0.5, 0.5]),
         "calibration": (bins,),
