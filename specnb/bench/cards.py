@@ -79,9 +79,9 @@ def alignment_card(folder: Path, stored: dict, hashes: str) -> str:
     layers = config["num_hidden_layers"]
     kind = f"{layers} layer{'s' * (layers > 1)} x {config['hidden_size']}"
     sees = (
-        ". It reads what its target's vision tower\nand projector make of the picture, projected to "
-        "its own width, in nine places before the text.\n`adapter.json` names that target. Without a "
-        "picture it reads the text alone"
+        ".\n\nIt reads what its target's vision tower and projector make of the picture, projected "
+        "to its own\nwidth, in nine places before the text. `adapter.json` names that target. Without "
+        "a picture it reads\nthe text alone"
         if eyes.is_file()
         else ", text only"
     )
@@ -291,7 +291,8 @@ weights{sees}.
 
 Start: {start}.
 {steps} steps of {batch} answers with `{loss}`{then}, seed {seed}, on {answers} answers of the
-embedded target at temperatures {temperatures}; {cpu} seconds of one CPU core, answers apart. The command gives a drafter of this kind, not these very bits.
+embedded target at temperatures {temperatures}; {cpu} seconds of one CPU core, answers apart.
+The command gives a drafter of this kind, not these very bits.
 
 ## Measured
 
