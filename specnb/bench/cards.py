@@ -80,8 +80,8 @@ def alignment_card(folder: Path, stored: dict, hashes: str) -> str:
     kind = f"{layers} layer{'s' * (layers > 1)} x {config['hidden_size']}"
     sees = (
         ".\n\nIt reads what its target's vision tower and projector make of the picture, projected "
-        "to its own\nwidth, in nine places before the text. `adapter.json` names that target. Without "
-        "a picture it reads\nthe text alone"
+        "to its own\nwidth, in nine places before the text. `adapter.json` names that target. "
+        "Without a picture it reads\nthe text alone"
         if eyes.is_file()
         else ", text only"
     )
