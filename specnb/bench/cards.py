@@ -76,11 +76,12 @@ def alignment_card(folder: Path, stored: dict, hashes: str) -> str:
     about = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     eyes = folder / "adapter.safetensors"
-    kind = f"{config['num_hidden_layers']} layer(s) x {config['hidden_size']}"
+    layers = config["num_hidden_layers"]
+    kind = f"{layers} layer{'s' * (layers > 1)} x {config['hidden_size']}"
     sees = (
-        "; it reads what its target's vision tower and projector make of the picture, projected "
-        "to its own width, in nine places before the text. `adapter.json` names that target. "
-        "Without a picture it reads the text alone"
+        ".\n\nIt reads what its target's vision tower and projector make of the picture, projected "
+        "to its own\nwidth, in nine places before the text. `adapter.json` names that target. "
+        "Without a picture it reads\nthe text alone"
         if eyes.is_file()
         else ", text only"
     )
@@ -288,9 +289,10 @@ weights{sees}.
 
     python -m specnb.training {command}
 
-Start: {start}. {steps} steps of {batch} answers with `{loss}`{then}, seed {seed}, on {answers}
-answers of the embedded target at temperatures {temperatures}; {cpu} seconds of one CPU core,
-answers apart. The command gives a drafter of this kind, not these very bits.
+Start: {start}.
+{steps} steps of {batch} answers with `{loss}`{then}, seed {seed}, on {answers} answers of the
+embedded target at temperatures {temperatures}; {cpu} seconds of one CPU core, answers apart.
+The command gives a drafter of this kind, not these very bits.
 
 ## Measured
 

@@ -260,7 +260,7 @@ def _ratio(cells, mine: str, theirs: str, kind: str, costs) -> dict[str, float]:
             sums.append(by_prompt(prompts, np.stack([_column(own, "tokens"), below], 1)))
         often = how_often(len(sums[0]), rng)
 
-        def rate(part: np.ndarray) -> np.ndarray:
+        def rate(part: np.ndarray) -> Any:
             return np.log(part[..., 0] / part[..., 1])
 
         logs.append(float(rate(sums[0].sum(0)) - rate(sums[1].sum(0))))
