@@ -326,6 +326,18 @@ class Lesson:
             exec(self.cells[name].replace(old, new), dict(self.space))
 
 
+def test_figures_from_results_are_those_of_results():
+    """Lesson 02 quotes the speed of greedy captions by number format."""
+    results = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    said = flat("\n".join(sources(ROOT / "notebooks" / "02_language_only_drafting.ipynb")))
+    words = []
+    for name in ("float32", "bfloat16", "fp16 weights"):
+        plain, fast = re.search(rf"^\| {name} \| ([\d.]+) / ([\d.]+) \|", results, re.M).groups()
+        words.append(f"{float(plain) / float(fast):.1f}")
+    told = "has {} times plain decoding in float32, {} in bfloat16 and {} with fp16 weights"
+    assert told.format(*words) in said, words
+
+
 TOYS = ("01-09", "01-12", "01-13", "01-17", "01-20", "01-21", "01-24", "01-24a", "01-29", "01-30")
 TOYS_TOO = ("01-34", "01-35", "01-39")
 SOLVED = {"01-12": "accept_prob", "01-20": "residual", "01-34": "expected_tokens"}
