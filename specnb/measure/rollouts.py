@@ -229,7 +229,8 @@ def _one_each(weights: Tensor, draws: Draws) -> list[int]:
 class Oracle:
     """Knows what will be kept: stops right before the first token that the target would reject.
 
-    No rule can do better; the forward that it stops at is paid, as any rule's is.
+    No rule does better while a draft step costs less than a target call; the forward that it stops
+    at is paid, as any rule's is.
     """
 
 

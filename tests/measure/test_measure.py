@@ -270,7 +270,7 @@ def small(monkeypatch, tmp_path, unchecked):
         monkeypatch.setattr(bench, "KEPT", tmp_path)
     monkeypatch.setattr(sn, "load_pair", lambda *_: PAIR, raising=False)
     few = {"TEMPERATURES": (0.0, 1.0), "DECODED": (1.0,), "SHARES": (0.4, stopping.NEVER),
-           "NATS": (3.0,), "LENGTHS": (2, 7), "STATICS": (3, 7, 16), "COSTS": (0.1,)}  # fmt: skip
+           "NATS": (3.0,), "LENGTHS": (3, 7, 16), "COSTS": (0.1,)}  # fmt: skip
     for name, value in few.items():
         monkeypatch.setattr(stopping, name, value)
     few = {"BUDGETS": (6,), "DEPTHS": (2,), "BEAMS": ((2, 3),), "WEAKER": (1.0, 3.0)}
