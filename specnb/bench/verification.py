@@ -199,8 +199,12 @@ def candidates(costs: tuning.Costs, ranks: Sequence[float]) -> dict[str, dict[st
         "RSD-C": [sn.GumbelTopK(branching) for branching in SHAPES],
         "RSD-S": [sn.StochasticBeam(w, d) for w, d in BEAMS if w * d <= max(NODES)],
         "static tree": [sn.StaticTree(shape) for shape in sorted(shapes) if shape],
-        "SumEntropy": [sn.Chain(16, stop=sn.SumEntropy(t)) for t in (1.0, 2.0, 3.0, 4.0, 6.0)],
-        "PathScore": [sn.Chain(16, stop=sn.PathScore(t)) for t in (0.05, 0.1, 0.2, 0.3, 0.4)],
+        "SumEntropy": [
+            sn.Chain(16, stop=sn.SumEntropy(t)) for t in (1.0, 2.0, 3.0, 4.0, 6.0, 9.0, 13.0, 18.0)
+        ],
+        "PathScore": [
+            sn.Chain(16, stop=sn.PathScore(t)) for t in (0.002, 0.01, 0.05, 0.1, 0.2, 0.3)
+        ],
         "unsure": [
             sn.BranchWhereUnsure(depth, 2, entropy, 64)
             for depth in (4, 6, 8)

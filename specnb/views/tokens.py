@@ -202,6 +202,8 @@ def _about(record: Record, row: TokenRow) -> str:
         if ends[0] == ends[1]:  # never two that look the same
             ends = f"{row.uniform:.8f}", f"{row.accept_prob:.8f}"
         decided = f": {ends[0]} {sign} {ends[1]}"
+        if row.verdict == "accepted" and row.uniform >= row.accept_prob:
+            decided += ", but a longer part of the block has passed"
     return (
         f'<bdi class="snb-text"><b>{html.escape(visible(row.text))}</b></bdi> '
         f"{style.sign} {row.verdict}, block {row.block + 1}, position {row.depth}: "
