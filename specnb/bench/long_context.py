@@ -36,10 +36,11 @@ ABOUT = (
 BUDGETS = (12, 16, 32, 64, 128)
 DRAFT_LENGTH = 4
 LONGEST = 48  # tokens of an answer
-SELECTORS: dict[str, Selector] = {
+SPARQ = "SparQ, rank dim/4"
+SELECTORS: dict[str, Selector] = {  # for heads of 64 components; see `_own`
     "sink + recent": sn.SinkRecent(4),
     "chunks of 4": sn.Chunks(4),
-    "SparQ, rank 16": sn.SparQ(16, 4),
+    SPARQ: sn.SparQ(16, 4),
     "last verification": sn.LastVerification(),
 }
 CELLS = (("dialogue", 256), ("album", 256), ("album", 768))  # task and positions, at least
@@ -75,7 +76,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
         items = [_notes(seed, NOTES, _length(first.target)) for seed in range((n + 1) // 2)]
         label = f"SmolLM2, notes, {NOTES} positions"
         figures["cells"].append(_cell(kept, first, items, label, NOTES_BUDGETS))
-        own = _own(256)["SparQ, rank 16"]
+        own = _own(256)[SPARQ]
         figures["traffic"].append(_traffic(first, items[:1], "SmolLM2, SparQ", own))
     return figures
 
@@ -138,12 +139,10 @@ def _stories(pair: sn.Pair, n: int) -> list:
     return found
 
 
-def _own(budget: int, **more: Any) -> dict[str, Drafter]:
-    """The four selectors with one budget."""
-    return {
-        name: sn.SparseSelf(select, budget, DRAFT_LENGTH, **more)
-        for name, select in SELECTORS.items()
-    }
+def _own(budget: int, dim: int = 64) -> dict[str, Drafter]:
+    """The four selectors with one budget; SparQ looks at a quarter of a key of `dim` components."""
+    selectors = SELECTORS | {SPARQ: sn.SparQ(max(1, dim // 4), 4)}
+    return {name: sn.SparseSelf(select, budget, DRAFT_LENGTH) for name, select in selectors.items()}
 
 
 def _cell(
@@ -154,8 +153,9 @@ def _cell(
     budgets: Sequence[int] = BUDGETS,
 ) -> dict:
     """Every selector and budget on these prompts; beside them the draft model, and a hierarchy."""
+    dim = pair.target.llama.shape.head_dim  # type: ignore[attr-defined]  # the lean runtime
     methods: dict[Any, Drafter] = {
-        (name, budget): drafter for budget in budgets for name, drafter in _own(budget).items()
+        (name, budget): drafter for budget in budgets for name, drafter in _own(budget, dim).items()
     }
     middle = sn.SparseSelf(SELECTORS["chunks of 4"], 32, DRAFT_LENGTH)
     lengths = [_length(pair.target)(item.prompt, item.image) for item in items]

@@ -33,10 +33,14 @@ def test_what_is_counted_is_what_the_formula_says(pair, name, budget):
     assert 87 * slot < row["plain_per_token"] < 125 * slot
 
 
+def test_sparq_looks_at_a_quarter_of_a_key():
+    assert [bench._own(20, dim)[bench.SPARQ].select.rank for dim in (64, 8, 2)] == [16, 2, 1]
+
+
 def test_a_wrong_count_is_caught(pair, monkeypatch):
     monkeypatch.setattr(sn.models.llama.LlamaLayer, "count", lambda self, numbers: None)
     items = [bench.SimpleNamespace(prompt=list(range(3, 90)), image=None)]
-    row = bench._traffic(pair, items, "SparQ", bench._own(20)["SparQ, rank 16"])
+    row = bench._traffic(pair, items, "SparQ", bench._own(20)[bench.SPARQ])
     assert row["draft_counted"] < row["draft_formula"]
 
 
