@@ -80,6 +80,7 @@ def build(run: Path, out: Path) -> None:
         (source / "lessons" / f"{name}.ipynb").write_text(json.dumps(book), encoding="utf-8")
     for name, path in REST.items():
         text = relinked((ROOT / path).read_text(encoding="utf-8"), path, name)
+        text = one_title(text, Path(path).stem.capitalize())
         (source / f"{name}.md").write_text(text, encoding="utf-8")
     for path in HERE.glob("*.md"):
         text = relinked(path.read_text(encoding="utf-8"), f"docs/{path.name}", path.stem)
@@ -228,10 +229,17 @@ def relinked(text: str, path: str, page: str) -> str:
         elif inside.startswith("docs/"):
             inside = inside.removeprefix("docs/")
         else:  # in the repository, and not among the pages
-            return found[1] if found[1].strip("`") in inside else f"{found[1]} (`{inside}`)"
+            return found[1] if inside.endswith(found[1].strip("`")) else f"{found[1]} (`{inside}`)"
         return f"[{found[1]}]({'../' * depth}{inside}{'#' * bool(part)}{part})"
 
     return re.sub(r"(?<!`)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)\s]+)\)", moved, text)
+
+
+def one_title(text: str, title: str) -> str:
+    """A page of many first headings, as slides have them, under one: the theme lists them all."""
+    if len(re.findall(r"^# ", text, re.M)) < 2:
+        return text
+    return f"# {title}\n\n" + re.sub(r"^(#+ )", r"#\1", text, flags=re.M)
 
 
 def contents(folder: Path, lessons: Mapping[str, Path]) -> str:
