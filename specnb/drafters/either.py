@@ -12,6 +12,7 @@ from specnb.drafters.lookup import PromptLookup, PromptLookupDrafting
 from specnb.drafters.trees import Chain
 from specnb.models.base import Context, Pair
 from specnb.sampling import Draws, Sampling
+from specnb.stopping import is_rule
 from specnb.tree import DraftTree
 
 
@@ -31,7 +32,8 @@ class Either:
     def __post_init__(self) -> None:
         if not isinstance(self.lookup, PromptLookup):
             raise ValueError(f"lookup={shown(self.lookup)}: give one, as in PromptLookup(3, 8)")
-        if isinstance(self.otherwise, type) or not isinstance(self.otherwise, Drafter):
+        other = self.otherwise
+        if isinstance(other, type) or is_rule(other) or not isinstance(other, Drafter):
             raise ValueError(f"otherwise={shown(self.otherwise)}: give a drafter, as in Chain(5)")
 
     @property
