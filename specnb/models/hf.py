@@ -511,7 +511,7 @@ class HFSparse(SparseContext, HFContext):
         return super()._run(tokens, positions, visible)
 
     def copy(self) -> HFSparse:
-        return HFContext.copy(self)  # type: ignore[return-value]
+        return HFContext.copy(self)  # type: ignore[return-value]  # of its own class
 
 
 def _eos_ids(module, tokenizer) -> frozenset[int]:
