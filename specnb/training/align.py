@@ -172,6 +172,12 @@ def draft_logits(module: Any, batch: Batch, blind: Tensor | None = None) -> Tens
     return module.get_output_embeddings()(hidden[batch.mask])
 
 
+def _of_width(logits: Tensor, n: int) -> Tensor:
+    """Logits over the target's n ids: those that a drafter's table lacks are never drafted."""
+    missing = max(0, n - logits.shape[-1])
+    return torch.nn.functional.pad(logits[:, :n], (0, missing), value=-torch.inf)
+
+
 def calls_needed(accepted: Sequence[float], draft_length: int) -> float:
     """Expected target calls that it takes to say a text, by chains of `draft_length` tokens.
 
@@ -208,7 +214,8 @@ def held_out(module: Any, answers: Answers, draft_length: int = DRAFT_LENGTH) ->
         chosen = range(first, min(first + 64, len(answers)))
         batch = answers.rows(chosen)
         p = answers.target_logits(batch.hidden).softmax(-1)
-        logits = draft_logits(module, batch).float().masked_fill(answers.forbidden, -torch.inf)
+        logits = _of_width(draft_logits(module, batch).float(), p.shape[-1])
+        logits = logits.masked_fill(answers.forbidden, -torch.inf)
         q = logits.softmax(-1)
         alpha = torch.minimum(p, q).sum(-1)
         hits = (p.argmax(-1) == logits.argmax(-1)).double()

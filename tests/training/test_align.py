@@ -140,6 +140,25 @@ def test_every_loss_trains(target, folder, tmp_path, loss):
     assert 0 < rows[-1]["held_out_alpha"] < 1 and np.isfinite(rows[-1]["loss"])
 
 
+def test_a_drafter_over_fewer_ids_is_judged(target, folder):
+    """Ids that its table lacks are never drafted; all else counts as it is."""
+    module, answers = new_drafter(target, seed=3), Answers(folder)
+    n_kept = target.vocab_size - 64
+    head = torch.nn.Linear(module.config.hidden_size, n_kept, bias=False)
+    head.weight.data.copy_(module.lm_head.weight.data[:n_kept])
+    module.lm_head = head
+    shares = []
+    with torch.inference_mode():
+        for i in (i for i, kind in enumerate(answers.temperatures) if kind == 1.0):
+            batch = answers.rows([i])
+            p = answers.target_logits(batch.hidden).softmax(-1)[:, :n_kept]
+            logits = draft_logits(module, batch)
+            q = logits.masked_fill(answers.forbidden[:n_kept], -torch.inf).softmax(-1)
+            shares.append(torch.minimum(p, q).sum(-1))
+    wanted = float(torch.cat(shares).double().mean())
+    assert held_out(module, answers)["alpha"] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_kl_learns_what_it_is_shown(target, folder, tmp_path):
     """On eight answers, seen often: acceptance rises far above where it began."""
     module, answers = new_drafter(target, seed=2), Answers(folder)
