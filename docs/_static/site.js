@@ -34,10 +34,14 @@
   for (const [aside, name] of Object.entries(names)) {
     document.querySelector(aside)?.setAttribute("aria-label", name);
   }
+  const found = document.querySelector("#search-results");
+  if (found && !document.querySelector("h1")) {
+    found.before(Object.assign(document.createElement("h1"), { textContent: "Search" }));
+  }
   new MutationObserver(paint).observe(document.body, { attributeFilter: ["data-theme"] });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
   // A region that scrolls must be reachable by keyboard.
-  for (const box of document.querySelectorAll(".cell_output, article table.docutils, pre, .highlight pre")) {
+  for (const box of document.querySelectorAll(".cell_output, article table.docutils, pre, .highlight pre, math[display='block']")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   }
 })();
