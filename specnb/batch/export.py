@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+# A link to another file of the repository.
+NEARBY = re.compile(r"(?<!!)\[(?P<words>[^\]]+)\]\((?P<to>(?![a-z]+:|#)[^)\s]+)\)")
 LIVE = "<p><em>A control stands here in the notebook; what follows shows its state.</em></p>"
 WIDGET, PLOTLY = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
 HERE = Path(__file__).parent / "page"
@@ -68,12 +70,13 @@ def write(folder: str | Path) -> list[Path]:
             sound.append((row, folder / f"{row['id']}.ipynb"))
     # One without a file failed before its first cell.
     there = {row["id"]: row["notebook"] for row, source in sound if source.is_file()}
+    pages = {f"{name}.ipynb": f"{one}.html" for one, name in reversed(there.items())}
     written, entries = [], []
     for row, source in sound:
         if not source.is_file():
             entries.append(_entry(row, None, ""))
             continue
-        body, thumbnail = page(source, row["parameters"], _links(there, row["id"]))
+        body, thumbnail = page(source, row["parameters"], _links(there, row["id"]), pages)
         target = source.with_suffix(".html")
         write_whole(target, body)
         written.append(target)
@@ -99,12 +102,16 @@ def slides(source: Path) -> str:
 
 
 def page(
-    path: Path, parameters: Mapping[str, object] | None = None, links: str = ""
+    path: Path,
+    parameters: Mapping[str, object] | None = None,
+    links: str = "",
+    pages: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
     """One executed notebook as HTML, and a picture of it: its first drawing, or its last bitmap.
 
     Cells of the machinery are left out, and so are paths of the machine. `parameters` are those
-    that it was run with, `links` the HTML above it.
+    that it was run with, `links` the HTML above it, `pages` the page of each notebook file that
+    lies beside it; links to other files of the repository become plain words.
     """
     import nbformat
 
@@ -114,7 +121,7 @@ def page(
     pictures, figures = [""], False
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            cell.source = with_formulas(cell.source)
+            cell.source = with_formulas(_relinked(cell.source, pages or {}))
             if cell.source.startswith(FAILED):
                 cell.source = _without_paths(cell.source)
         if WITHOUT_CODE & set(cell.metadata.get("tags", [])):
@@ -142,6 +149,17 @@ def page(
 def _is_hidden(cell: Mapping) -> bool:
     failed = any(output["output_type"] == "error" for output in cell.get("outputs", []))
     return bool(HIDDEN & set(cell["metadata"].get("tags", []))) and not failed
+
+
+def _relinked(text: str, pages: Mapping[str, str]) -> str:
+    """Links to notebooks of the run lead to their pages; what would lead nowhere is words."""
+
+    def link(found: re.Match) -> str:
+        page = pages.get(found["to"].removeprefix("./"))
+        return f"[{found['words']}]({page})" if page else found["words"]
+
+    parts = CODE.split(text)
+    return "".join(part if i % 2 else NEARBY.sub(link, part) for i, part in enumerate(parts))
 
 
 def _without_paths(text: str) -> str:

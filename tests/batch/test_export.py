@@ -137,6 +137,20 @@ def test_pages_lead_to_each_other(folder):
     assert all((folder / to).is_file() for way in ways for to, _ in way)
 
 
+def test_links_among_notebooks_lead_to_pages_and_others_are_words(folder):
+    more = nbformat.read(folder / "00_one-1.ipynb", as_version=4)
+    text = "[two](02_more.ipynb), [*res*](../RESULTS.md), [a](https://a.b/c), `[c](d.md)`, [h](#h)"
+    more.cells.append(nbformat.v4.new_markdown_cell(text))
+    nbformat.write(more, folder / "00_one-1.ipynb")
+    (folder / "02-x.ipynb").write_bytes((folder / "00_one-1.ipynb").read_bytes())
+    rows = json.loads((folder / "summary.json").read_text())
+    rows.append(rows[0] | {"id": "02-x", "notebook": "02_more"})
+    (folder / "summary.json").write_text(json.dumps(rows))
+    body = export.write(folder)[0].read_text()
+    assert '<a href="02-x.html">two</a>, <em>res</em>, <a href="https://a.b/c">a</a>' in body
+    assert "<code>[c](d.md)</code>" in body and '<a href="#h">h</a>' in body
+
+
 # The lower end of an exponent lies below the upper end of its base, in a font of the page's own.
 SET = """() => { const box = e => e.getBoundingClientRect();
   const [base, power] = [...document.querySelector('msup').children].map(box);
