@@ -76,6 +76,7 @@ from .stopping import FixedLength as FixedLength
 from .stopping import MaxConfidence as MaxConfidence
 from .stopping import PathScore as PathScore
 from .stopping import RuleState as RuleState
+from .stopping import SpecDecPP as SpecDecPP
 from .stopping import StoppingRule as StoppingRule
 from .stopping import SumEntropy as SumEntropy
 from .theory import best_tree as best_tree

@@ -50,6 +50,7 @@ RULES = (
     stopping.MaxConfidence,
     stopping.SumEntropy,
     stopping.PathScore,
+    stopping.SpecDecPP,
 )
 SELECTORS = (
     drafters.SinkRecent,

@@ -39,7 +39,9 @@ class RuleState(Protocol):
         """Whether to end drafting before a token is drawn from `probs` ([vocab]).
 
         A rule that names a keyword `path` here is also told the scores of this node's ancestors in
-        this block, the first node's first, as its own `score(logits, probs)` gave them.
+        this block, the first node's first, as its own `score(logits, probs)` gave them. One that
+        names `acceptance` is told, here and in `score`, what the draft model's own head guesses
+        (`specnb.models.head`), and is refused beside a draft model without one.
         """
 
     def update(self, depth_drafted: int, n_accepted: int, max_depth: int) -> None:
@@ -143,15 +145,12 @@ class AdaEDL(_Adaptive):
         return entropy_bound(float(torch.special.entr(probs).sum()), self.entropy_factor)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _WholeDraft:
     """A rule over all of a draft: a token counts only if every token before it is accepted.
 
     It has a fixed threshold and no state but the draft's own path, on a tree the path of each node.
-    signal: as of the other rules, "raw" by default.
     """
-
-    signal: str = knob("raw", kind=CHOICE, choices=("raw", "adjusted"), words="what is scored")
 
     def __post_init__(self) -> None:
         settle(self)
@@ -161,11 +160,8 @@ class _WholeDraft:
         """Where drafting stops; the field of every rule."""
         raise NotImplementedError
 
-    def start(self) -> RuleState:
+    def start(self) -> Any:  # `stop` of a subclass asks for keywords, which no protocol knows
         return self
-
-    def stop(self, logits: Tensor, probs: Tensor, *, path: Sequence[float] = ()) -> bool:
-        raise NotImplementedError
 
     @property
     def state(self) -> tuple[()]:
@@ -174,13 +170,23 @@ class _WholeDraft:
     def update(self, depth_drafted: int, n_accepted: int, max_depth: int) -> None:
         pass
 
+
+@dataclass(frozen=True, kw_only=True)
+class _Entropies(_WholeDraft):
+    """A rule over the entropies of a draft. signal: as of AdaEDL, "raw" by default."""
+
+    signal: str = knob("raw", kind=CHOICE, choices=("raw", "adjusted"), words="what is scored")
+
+    def stop(self, logits: Tensor, probs: Tensor, *, path: Sequence[float] = ()) -> bool:
+        raise NotImplementedError
+
     def _entropy(self, logits: Tensor, probs: Tensor) -> float:
         """In nats, of the law that the signal names."""
         return float(torch.special.entr(_scored(self.signal, logits, probs)).sum())
 
 
 @dataclass(frozen=True)
-class SumEntropy(_WholeDraft):
+class SumEntropy(_Entropies):
     """Stops where the entropies of this draft's laws, in nats, sum up to more than `threshold`.
 
     The sum runs from the block's first law to the one that the next token would be drawn from.
@@ -197,7 +203,7 @@ class SumEntropy(_WholeDraft):
 
 
 @dataclass(frozen=True)
-class PathScore(_WholeDraft):
+class PathScore(_Entropies):
     """Stops where the product of AdaEDL's scores along the draft falls below `threshold`.
 
     Each score is 1 - sqrt(entropy_factor * H), but not below 0 (2410.18351, equation of section 3,
@@ -215,9 +221,30 @@ class PathScore(_WholeDraft):
         return math.prod((*path, self.score(logits, probs))) < self.threshold
 
 
-def asks_for_path(rule: RuleState) -> bool:
-    """Whether a rule's `stop` takes the scores of a node's ancestors."""
-    return "path" in inspect.signature(rule.stop).parameters
+@dataclass(frozen=True)
+class SpecDecPP(_WholeDraft):
+    """Stops where a draft is kept whole with a probability below `threshold`, as the draft model
+    itself has learned to guess (SpecDec++, 2405.19715, with h = 1 - threshold).
+
+    Its acceptance head guesses for each token, at temperature 1, and the guesses are multiplied.
+    """
+
+    threshold: float = knob(0.2, finite=False, upto=1, step=0.05, words="stops below it")
+
+    def score(self, logits: Tensor, probs: Tensor, *, acceptance: float) -> float:
+        """The guess for one token, from 0 to 1."""
+        return acceptance
+
+    def stop(
+        self, logits: Tensor, probs: Tensor, *, acceptance: float, path: Sequence[float] = ()
+    ) -> bool:
+        return math.prod((*path, acceptance)) < self.threshold
+
+
+def asks_for(rule: RuleState, name: str) -> bool:
+    """Whether a rule's `stop` takes this keyword: `path`, the scores of a node's ancestors, or
+    `acceptance`, the draft model's own guess."""
+    return name in inspect.signature(rule.stop).parameters
 
 
 def _scored(signal: str, logits: Tensor, probs: Tensor) -> Tensor:

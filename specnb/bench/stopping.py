@@ -30,6 +30,7 @@ from specnb.measure import (
     costed,
     followed,
     geometric_ratio,
+    guessed,
     in_turns,
     pooled,
     replay,
@@ -51,6 +52,7 @@ NATS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, math.inf)
 COSTS = (0.02, 0.07, 0.1, 1 / 7, 0.3, 0.5)  # of a draft step, in target forwards
 BASELINES = (3, 7, 16)
 FIXED, SHOWN = "fixed", "AdaEDL"
+RULES = ("AdaEDL", "SumEntropy", "PathScore", "SpecDecPP", "oracle")  # held against baselines
 UNKNOWABLE = ("known per token", "known product", "oracle")
 
 
@@ -78,13 +80,14 @@ Cells = dict[tuple[str, float], list[Text]]  # by task and temperature
 Rows = dict[tuple[str, float], dict[Method, list[Row]]]
 
 
-def families() -> dict[str, list[Method]]:
-    """Every method that is tried, by its kind."""
+def families(guessed: bool) -> dict[str, list[Method]]:
+    """Every method that is tried, by its kind; `guessed`: the drafter has an acceptance head."""
     rules: dict[str, Iterable[Rule]] = {
         "MaxConfidence": map(sn.MaxConfidence, SHARES),
         "AdaEDL": map(sn.AdaEDL, SHARES),
         "SumEntropy": map(sn.SumEntropy, NATS),
         "PathScore": map(sn.PathScore, SHARES),
+        "SpecDecPP": map(sn.SpecDecPP, SHARES if guessed else ()),
         "known per token": map(KnownAcceptance, SHARES),
         "known product": (KnownAcceptance(share, whole=True) for share in SHARES),
         "oracle": (Oracle(),),
@@ -92,7 +95,7 @@ def families() -> dict[str, list[Method]]:
     found = {FIXED: [Method(sn.FixedLength(), length) for length in LENGTHS]}
     for name, some in rules.items():
         found[name] = [Method(rule, length) for rule in some for length in LENGTHS]
-    return found
+    return {name: some for name, some in found.items() if some}
 
 
 def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
@@ -151,7 +154,8 @@ def _pair(pair: sn.Pair, items: Mapping[str, Sequence], label: str, seconds: boo
 
 
 def _replayed(cells: Cells) -> Rows:
-    methods = [method for some in families().values() for method in some]
+    head = guessed([text for texts in cells.values() for text in texts])
+    methods = [method for some in families(head).values() for method in some]
     return {
         place: {
             m: [replayed_row(text, replay(text, m.rule, m.length)) for text in texts]
@@ -172,6 +176,7 @@ def _chosen(
     With `length`, of all methods of this length.
     """
     places = [place for place in rows if place[1] in temperatures]
+    tried = rows[places[0]]
 
     def speed(method: Method) -> float:
         return math.fsum(
@@ -181,7 +186,7 @@ def _chosen(
 
     best = {
         name: max((one for one in some if length in (0, one.length)), key=speed)
-        for name, some in families().items()
+        for name, some in families(any(isinstance(m.rule, sn.SpecDecPP) for m in tried)).items()
     }
     return best | {f"fixed {n}": Method(sn.FixedLength(), n) for n in BASELINES}
 
@@ -237,7 +242,7 @@ def _regime(tuning: Rows, other: Rows, cost: float, temperatures) -> dict:
     found: dict[str, Any] = {"chosen": {name: str(method) for name, method in best.items()}}
     for base, length in {**{f"fixed {n}": n for n in BASELINES}, FIXED: 0}.items():
         chosen = _chosen(tuning, (cost, 0.0), temperatures, length)
-        for name in ("AdaEDL", "SumEntropy", "PathScore", "oracle"):
+        for name in [one for one in RULES if one in chosen]:
             pairs = [(place, chosen[name], chosen[base]) for place in places]
             found[f"{name} / {base}"] = _ratio(other, pairs, (cost, 0.0))
     return found
@@ -260,6 +265,7 @@ def _calibration(halves: Sequence[Cells]) -> dict[str, dict]:
             "acceptance": float(true.mean()),
             "lower_bound": float((scores <= true).mean()),
             "auc": auc_of(texts, sn.AdaEDL()),
+            "auc_head": auc_of(texts, sn.SpecDecPP()) if guessed(texts) else None,
             "bins": bins,
             "whole": whole_auc(texts),
         }
@@ -338,6 +344,10 @@ def _decoded(pair, items, costs, seconds: bool, label: str) -> dict:
 # -------------------------------------------------------------------------------------- table
 
 
+def _head(row: dict) -> str:
+    return "" if row["auc_head"] is None else f" (of the acceptance head {row['auc_head']:.2f})"
+
+
 def _between(ratio: dict) -> str:
     return f"{ratio['ratio']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
 
@@ -352,7 +362,7 @@ def table(figures: dict) -> str:
             lines.append(
                 f"{label} {name}: {row['n']} places at T = 1, mean score {row['score']:.2f}, "
                 f"acceptance {row['acceptance']:.2f}, a lower bound at {row['lower_bound']:.0%}, "
-                f"AUC {row['auc']:.2f}; of the whole draft: {whole}"
+                f"AUC {row['auc']:.2f}{_head(row)}; of the whole draft: {whole}"
             )
             bins = " ".join(
                 f"{b['score']:.2f}>{b['acceptance']:.2f}({b['n']})" for b in row["bins"]
@@ -381,7 +391,8 @@ def table(figures: dict) -> str:
             for base in (*(f"fixed {k}" for k in BASELINES), FIXED):
                 words = "  ".join(
                     f"{name} {_between(found[f'{name} / {base}'])}"
-                    for name in ("AdaEDL", "SumEntropy", "PathScore", "oracle")
+                    for name in RULES
+                    if f"{name} / {base}" in found
                 )
                 lines.append(f"  over {base:8} {words}")
         for temperature, found in part["decoded"]["found"].items():

@@ -11,7 +11,6 @@ from specnb.knobs import CHOICE, knob
 from specnb.models.base import Context, Pair
 from specnb.models.sparse import OVER, Selector, SinkRecent, SparseContext, check_spending
 from specnb.sampling import Draws, Sampling
-from specnb.stopping import asks_for_path
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,7 @@ class SparseDrafting(TreeDrafting):
         self.settings, self.sampling = settings, sampling
         self.vocab_size, self.eos_ids = pair.target.vocab_size, pair.target.eos_ids
         self.context = target.sparse(settings.select, settings.budget, settings.over)
-        self.rule = settings.stop.start()
-        self.asks_for_path = asks_for_path(self.rule)
-        self.depth_drafted = self.max_depth = 0
+        self._follow_rule(pair.target)
 
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
         self.context.follow()  # the target has its own keys and values of what it keeps

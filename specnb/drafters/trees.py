@@ -16,9 +16,9 @@ from torch import Tensor
 from specnb.arguments import shown, wholes
 from specnb.drafters.base import law_of, one_hot, opened
 from specnb.knobs import KEY, knob, rule_knob, settle
-from specnb.models.base import Context, Pair, PromptTooLong, Scores
+from specnb.models.base import Context, Model, Pair, PromptTooLong, Scores
 from specnb.sampling import Draws, Sampling
-from specnb.stopping import FixedLength, StoppingRule, asks_for_path, is_rule
+from specnb.stopping import FixedLength, StoppingRule, asks_for, is_rule
 from specnb.tree import DraftTree, depths, path_to
 
 
@@ -137,8 +137,14 @@ class TreeDrafting:
         except PromptTooLong:
             # Drafting has ended before it began, decoding goes on: `propose` finds no room.
             self.context = None  # type: ignore[assignment]  # see the line above
-        self.rule = settings.stop.start()
-        self.asks_for_path = asks_for_path(self.rule)
+        self._follow_rule(draft)
+
+    def _follow_rule(self, draft: Model) -> None:
+        """Starts the stopping rule, with the acceptance head of `draft` where it asks for it."""
+        stop = self.settings.stop
+        self.rule = stop.start()
+        self.asks_for_path = asks_for(self.rule, "path")
+        self.head = _head(draft, stop) if asks_for(self.rule, "acceptance") else None
         self.depth_drafted = self.max_depth = 0
 
     @property
@@ -226,14 +232,17 @@ class TreeDrafting:
         """The rows of a level at which the rule does not stop; adds their scores to `scores_of`."""
         rows = range(len(nodes))
         rule: Any = self.rule  # `path` and `score` are for rules that ask for them
+        told: list[dict[str, Any]] = [{} for _ in rows]
+        if self.head is not None:
+            told = [{"acceptance": guess} for guess in self.head(logits).tolist()]
         if not self.asks_for_path:
-            return [i for i in rows if not rule.stop(logits[i], probs[i])]
+            return [i for i in rows if not rule.stop(logits[i], probs[i], **told[i])]
         found = []
         for i in rows:
             before = [-1, *path_to(nodes[i], parents)[:-1]] if nodes[i] >= 0 else []
             path = [scores_of[node] for node in before]
-            if not rule.stop(logits[i], probs[i], path=path):
-                scores_of[nodes[i]] = rule.score(logits[i], probs[i])
+            if not rule.stop(logits[i], probs[i], path=path, **told[i]):
+                scores_of[nodes[i]] = rule.score(logits[i], probs[i], **told[i])
                 found.append(i)
         return found
 
@@ -241,6 +250,18 @@ class TreeDrafting:
         if self.context:
             self.context.commit(token_ids)
         self.rule.update(self.depth_drafted, n_accepted, self.max_depth)
+
+
+def _head(draft: Model, stop: StoppingRule) -> Callable[[Tensor], Tensor]:
+    """The acceptance head of a draft model, which `stop` asks for."""
+    find = getattr(draft, "acceptance_head", None)
+    head: Callable[[Tensor], Tensor] | None = find() if find else None
+    if head is None:
+        raise ValueError(
+            f"stop={shown(stop)}: the draft model {draft.path!r} has no acceptance head; train one "
+            "with `python -m specnb.training head`, or choose another stopping rule"
+        )
+    return head
 
 
 class TrimmedDrafting:

@@ -13,7 +13,7 @@ from specnb.measure.rollouts import (
 )
 from specnb.measure.rows import Row, RowCache, row_of
 from specnb.measure.runner import in_turns, turns
-from specnb.measure.scores import auc_of, calibration, whole_auc
+from specnb.measure.scores import auc_of, calibration, guessed, whole_auc
 from specnb.measure.stats import best_of, geometric_ratio, interval, median_ratio, pooled, wilson
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "follow",
     "followed",
     "geometric_ratio",
+    "guessed",
     "in_turns",
     "interval",
     "median_ratio",

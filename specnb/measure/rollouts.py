@@ -25,7 +25,7 @@ from specnb.measure.rows import Row, RowCache, Setting, models_of, prompt_key
 from specnb.measure.runner import decode
 from specnb.models.base import Pair
 from specnb.sampling import Draws, Sampling
-from specnb.stopping import AdaEDL, FixedLength, MaxConfidence, PathScore, SumEntropy
+from specnb.stopping import AdaEDL, FixedLength, MaxConfidence, PathScore, SpecDecPP, SumEntropy
 from specnb.tree import depths
 
 DEEPEST = 16  # tokens of the longest draft
@@ -40,8 +40,9 @@ class Text(NamedTuple):
     draft from here are kept before the first rejection; `rank` [n]: of RANKS siblings drawn without
     replacement, which one is kept, from 1; 0 = none. [n, DEEPEST], along that draft: `entropy`
     (nats) and `top`, the largest probability, of the drafter's distribution at temperature 1;
-    `known`, its `overlap`, or the last one behind a rejection; `ends`, whether the drafted token
-    ends the text.
+    `known`, its `overlap`, or the last one behind a rejection; `guess`, what the draft model's
+    acceptance head makes of it (NaN where it has none); `ends`, whether the drafted token ends the
+    text.
     """
 
     prompt: str
@@ -54,6 +55,7 @@ class Text(NamedTuple):
     entropy: np.ndarray
     top: np.ndarray
     known: np.ndarray
+    guess: np.ndarray
     ends: np.ndarray
 
 
@@ -160,6 +162,8 @@ def follow(
         said.append(_one_each(draft_sampling.probs(laws[-1]), draws))
         parents = [n - 1 + depth * n + row for row in range(n)]
     raw = torch.stack(laws, 1)
+    head = getattr(pair.draft, "acceptance_head", lambda: None)()
+    guess = head(raw) if head else torch.full(raw.shape[:2], torch.nan)
     raw = (raw if raw.dtype == torch.float64 else raw.float()).softmax(-1)
     overlap = torch.minimum(target, draft).sum(-1).double().numpy()
 
@@ -184,6 +188,7 @@ def follow(
         entropy=entropy[row, column],
         top=top[row, column],
         known=overlap[row],
+        guess=guess.double().numpy()[row, column],
         ends=np.isin(tokens, sorted(pair.target.eos_ids)),
     )
 
@@ -246,7 +251,16 @@ class KnownAcceptance:
     whole: bool = False
 
 
-Rule = FixedLength | AdaEDL | MaxConfidence | SumEntropy | PathScore | Oracle | KnownAcceptance
+Rule = (
+    FixedLength
+    | AdaEDL
+    | MaxConfidence
+    | SumEntropy
+    | PathScore
+    | SpecDecPP
+    | Oracle
+    | KnownAcceptance
+)
 
 
 def scores_of(rule: Rule, text: Text) -> np.ndarray:
@@ -258,6 +272,10 @@ def scores_of(rule: Rule, text: Text) -> np.ndarray:
         return text.top
     if isinstance(rule, SumEntropy):
         return text.entropy.cumsum(1)
+    if isinstance(rule, SpecDecPP):
+        if np.isnan(text.guess).any():
+            raise ValueError(f"rule={rule!r}: these texts were followed without an acceptance head")
+        return text.guess.cumprod(1)
     if isinstance(rule, KnownAcceptance):
         return text.known.cumprod(1) if rule.whole else text.known
     if isinstance(rule, AdaEDL | PathScore):

@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 
 from specnb.measure.rollouts import Rule, Text, scores_of
-from specnb.stopping import AdaEDL, MaxConfidence, PathScore, SumEntropy
+from specnb.stopping import AdaEDL, MaxConfidence, PathScore, SpecDecPP, SumEntropy
 
 RULES: dict[str, Rule] = {
     "MaxConfidence": MaxConfidence(),
     "AdaEDL": AdaEDL(),
     "SumEntropy": SumEntropy(),
     "PathScore": PathScore(),
+    "SpecDecPP": SpecDecPP(),
 }
+
+
+def guessed(texts: Sequence[Text]) -> bool:
+    """Whether the drafter that these texts were followed with has an acceptance head."""
+    return not any(np.isnan(text.guess).any() for text in texts)
 
 
 def calibration(texts: Sequence[Text], rule: Rule, n_bins: int = 10) -> list[dict[str, Any]]:
@@ -42,10 +48,12 @@ def auc_of(texts: Sequence[Text], rule: Rule) -> float:
 
 def whole_auc(texts: Sequence[Text], longest: int = 8) -> dict[str, float]:
     """How well each rule's score tells, at the tokens of drafts of this length from every place,
-    whether all of the draft up to the token is kept; "length alone" counts the tokens."""
+    whether all of the draft up to the token is kept; "length alone" counts the tokens. A drafter
+    without an acceptance head has no "SpecDecPP"."""
     kept = np.concatenate([(t.run[:, None] > np.arange(longest)).ravel() for t in texts])
     found = {}
-    for name, rule in RULES.items():
+    rules = RULES if guessed(texts) else {n: r for n, r in RULES.items() if n != "SpecDecPP"}
+    for name, rule in rules.items():
         lines = np.concatenate([scores_of(rule, text)[:, :longest].ravel() for text in texts])
         found[name] = auc(-lines if isinstance(rule, SumEntropy) else lines, kept)
     length = np.concatenate([np.tile(-np.arange(longest), len(text.run)) for text in texts])

@@ -104,6 +104,14 @@ def save_adapter(module: Adapted, target_folder: str, out: Path) -> None:
     save_file(weights, out / WEIGHTS)
 
 
+def read_adapter(language: Any, folder: str | Path) -> Adapted:
+    """The adapter of a folder around its language model (a transformers module)."""
+    weights = {name: tensor.float() for name, tensor in load_file(Path(folder) / WEIGHTS).items()}
+    module = Adapted(language, weights["weight"].shape[1], _about(Path(folder))["side"])
+    module.projector.load_state_dict(weights)
+    return module
+
+
 def is_adapter(folder: str | Path) -> bool:
     """Whether a local folder holds an adapter drafter."""
     return (Path(folder) / CONFIG).is_file()

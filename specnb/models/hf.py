@@ -6,12 +6,14 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from specnb.models import gate, prompts
 from specnb.models.base import Context, PromptTooLong
+from specnb.models.head import AcceptanceHead, read_head
 from specnb.models.llama import Llama, LlamaContext, parts, why_not
 from specnb.models.pictures import as_picture as as_picture  # for those who import it from here
 from specnb.models.pictures import as_pictures
@@ -42,6 +44,8 @@ NOT_FOLLOWED = {
 }
 
 
+# Once per model; its copies, with other vocabularies, have their own.
+_HEADS: WeakKeyDictionary[HFModel, AcceptanceHead] = WeakKeyDictionary()
 NO_TEMPLATE = (
     "model {path!r}: it has no chat template, so nothing says where the image goes; add "
     "chat_template.jinja"
@@ -165,6 +169,32 @@ class HFModel:
             other.llama = Llama(weights)
             other.small = None if self.small is None else SmallLlama(weights)
         return other
+
+    def acceptance_head(self) -> AcceptanceHead | None:
+        """What its folder holds to guess acceptance with; None where there is none.
+
+        ValueError where its logits are no linear function of hidden states, or too few.
+        """
+        found = _HEADS.get(self) or self._read_head()
+        if found is not None:
+            _HEADS[self] = found
+        return found
+
+    def _read_head(self) -> AcceptanceHead | None:
+        if (stored := read_head(self.path)) is None:
+            return None
+        if reason := why_not(self.module):
+            raise ValueError(
+                f"draft {self.path!r}: an acceptance head is for Llama-type drafters ({reason}); "
+                "choose another stopping rule"
+            )
+        columns = self.columns
+        table = self.module.get_output_embeddings().weight
+        if columns is None:
+            found = self.allowed[: self.own_vocab_size].nonzero().flatten()
+            columns = None if len(found) == self.vocab_size else found
+            return AcceptanceHead(*stored, table[found.to(table.device)], columns)
+        return AcceptanceHead(*stored, table[columns])
 
     def with_image_placeholders(self, n: int) -> HFModel:
         """A text-only drafter whose prompt keeps `n` raw image tokens, as other software does."""

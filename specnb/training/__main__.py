@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 def main() -> None:
     parser = arguments.Parser(prog="python -m specnb.training", description=__doc__)
-    parser.add_argument("what", choices=("tokenizer", "sets", "target", "drafter", "align"))
+    parser.add_argument("what", choices=("tokenizer", "sets", "target", "drafter", "align", "head"))
     parser.add_argument(
         "--work", type=Path, help="checkpoints, metrics (runs/training, runs/align)"
     )
@@ -24,7 +24,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
     ours = parser.add_argument_group("align: a drafter for a target, from what the target says")
     ours.add_argument("--target", default="", help="folder or hub id; default: the embedded one")
-    ours.add_argument("--draft", default="", help="start from this folder; default: a new model")
+    ours.add_argument(
+        "--draft",
+        default="",
+        help="start from this folder; default: a new model (head: its folder)",
+    )
     ours.add_argument("--inherit", type=int, default=0, help="start from so many target blocks")
     for name in ("width", "heads", "intermediate"):
         ours.add_argument(f"--{name}", type=int, help="inherit: so much of it; default: all")
@@ -45,9 +49,9 @@ def main() -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.what == "align":
+    if options.what in ("align", "head"):
         try:
-            print(_align(options))
+            print(_align(options) if options.what == "align" else _head(options))
         except ValueError as error:
             parser.error(str(error))
         return
@@ -81,6 +85,21 @@ def main() -> None:
         from specnb.training.drafter import train_drafter
 
         train_drafter(tokenizer, out / "target", work / "drafter", out / "drafter", options.device)
+
+
+def _head(options) -> str:
+    """Fits the acceptance head of --draft, and gives its figures in words."""
+    from specnb.training.head import train_head
+
+    if options.target:
+        raise ValueError(
+            "--target: a head is fitted to drafters of the embedded target; for "
+            "another one `align` trains drafter and head"
+        )
+    draft = options.draft or DATA / "models" / "drafter"
+    figures = train_head(draft, options.work or Path("runs/head"), options.n)
+    told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    return f"{draft}: held-out cross-entropy in nats: {told}"
 
 
 def _align(options) -> Path:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from specnb import arguments
 from specnb.models.adapter import Adapted, save_adapter
+from specnb.models.head import save_head
 from specnb.models.hf import HFModel
 from specnb.models.vocabulary import FREQUENT
 from specnb.training.answers import (
@@ -159,8 +160,8 @@ class Answers:
         return self.rows([int(i) for i in members[start : start + size]])
 
 
-def draft_logits(module: Any, batch: Batch, blind: Tensor | None = None) -> Tensor:
-    """The drafter's logits [marked, vocab] at the answer positions of a batch.
+def draft_hidden(module: Any, batch: Batch, blind: Tensor | None = None) -> Tensor:
+    """The drafter's last hidden states [marked, width] at the answer positions of a batch.
 
     `blind` [rows] marks rows that an adapter reads without their picture.
     """
@@ -169,7 +170,23 @@ def draft_logits(module: Any, batch: Batch, blind: Tensor | None = None) -> Tens
     else:
         assert batch.features is not None  # `align` has seen that there are pictures
         hidden = module.read(batch.ids, batch.features, blind)
-    return module.get_output_embeddings()(hidden[batch.mask])
+    states: Tensor = hidden[batch.mask]
+    return states
+
+
+def draft_logits(module: Any, batch: Batch, blind: Tensor | None = None) -> Tensor:
+    """The drafter's logits [marked, vocab] there."""
+    logits: Tensor = module.get_output_embeddings()(draft_hidden(module, batch, blind))
+    return logits
+
+
+def distributions(module: Any, answers: Answers, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, q, hidden) at the answer positions of a batch: what the target and the drafter draw from
+    at temperature 1, [marked, vocab], and the drafter's last hidden states."""
+    hidden = draft_hidden(module, batch)
+    p = answers.target_logits(batch.hidden).softmax(-1)
+    logits = _of_width(module.get_output_embeddings()(hidden).float(), p.shape[-1])
+    return p, logits.masked_fill(answers.forbidden, -torch.inf).softmax(-1), hidden
 
 
 def _of_width(logits: Tensor, n: int) -> Tensor:
@@ -213,12 +230,9 @@ def held_out(module: Any, answers: Answers, draft_length: int = DRAFT_LENGTH) ->
     for first in range(0, len(answers), 64):
         chosen = range(first, min(first + 64, len(answers)))
         batch = answers.rows(chosen)
-        p = answers.target_logits(batch.hidden).softmax(-1)
-        logits = _of_width(draft_logits(module, batch).float(), p.shape[-1])
-        logits = logits.masked_fill(answers.forbidden, -torch.inf)
-        q = logits.softmax(-1)
+        p, q, _ = distributions(module, answers, batch)
         alpha = torch.minimum(p, q).sum(-1)
-        hits = (p.argmax(-1) == logits.argmax(-1)).double()
+        hits = (p.argmax(-1) == q.argmax(-1)).double()
         said = batch.said[:, None]
         ratio = (q.gather(1, said) / p.gather(1, said))[:, 0].clamp(max=1.0)
         at = 0
@@ -413,8 +427,12 @@ def align(
         module = Adapted(module, answers.features.shape[-1], math.isqrt(answers.features.shape[1]))
     figures = train_on(module, answers, folder, recipe, watched)
     place = Path(out) if str(out) else folder / "drafter"
+    from specnb.training.head import fit_head
+
+    head, figures["head"] = fit_head(module, answers, watched)
     about = {"recipe": asdict(recipe), "asking": asdict(asking), "n_answers": len(answers)}
     save(module, goal, answers, place, {**about, "held_out": figures})
+    save_head(place, *head)
     return place
 
 

@@ -123,6 +123,16 @@ def test_cells_stand_in_order(path):
     assert (["exercise"] in tags) <= (path in LESSONS)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_nothing_is_said_twice(path):
+    """A line of prose or code that follows itself, or a paragraph that stands there again."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        lines = [line for line in cell.source.splitlines() if len(line) > 25]
+        assert all(a != b for a, b in zip(lines, lines[1:], strict=False)), cell.id
+        parts = [part for part in cell.source.split("\n\n") if len(part) > 25]
+        assert len(set(parts)) == len(parts), cell.id
+
+
 def test_bootstrap_cells_are_equal():
     sources = {tagged(path, "setup")[0].source for path in PATHS}
     assert len(sources) == 1
