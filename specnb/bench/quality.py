@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 import specnb as sn
-from specnb.measure import interval
+from specnb.measure import costed, interval, pooled, row_of
 from specnb.record import TokenRow
 from specnb.scenes import TASKS, Example, attribute_of, blank, examples, is_right, score
 from specnb.scenes.world import COLOURS, KINDS
@@ -123,6 +123,8 @@ def _changed(a: list[int], b: list[int]) -> float:
 def drafter_quality(pair: sn.Pair, n: int, draft_length: int = 5) -> dict:
     """Block efficiency per task, greedy and at temperature 1, and acceptance by word class."""
     figures: dict = {"draft_length": draft_length, "n": n}
+    c = pair.parameter_ratio
+    assert c is not None  # there is a draft model
     for task in TASKS:
         items = examples(task, n, 0)
         for temperature in (0.0, 1.0):
@@ -146,7 +148,7 @@ def drafter_quality(pair: sn.Pair, n: int, draft_length: int = 5) -> dict:
             figures.setdefault(task, {})[key] = {
                 "block_efficiency": sum(emitted) / sum(calls),
                 "interval": interval(emitted, calls),
-                "mbsu": float(np.mean([run.metrics.mbsu for run in runs])),
+                "mbsu": pooled(costed(map(row_of, runs), c), "tokens_per_second"),
                 "acceptance": {
                     name: {"rate": float(np.mean(values)), "n": len(values)}
                     for name, values in classes.items()
