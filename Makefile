@@ -1,6 +1,7 @@
 # Every target sets up what it needs; a second call goes straight to work.
 #   PYTHON       interpreter that creates the environment (3.11 or newer)
 #   WORKERS      processes of the tests
+#   AT_ONCE      notebooks that `make run` runs side by side (one: their timings are then fair)
 #   TORCH_FLAGS  extra pip flags for torch alone, such as a CPU-only index:
 #                make run TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
@@ -37,11 +38,13 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or OUT=folder
-	@$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")
+	@$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)") $(if $(AT_ONCE),--workers $(AT_ONCE))
 
 # A process per core, whole files each, so that models are loaded once. The slowest are listed.
-test: $(STAMP)  ## the tests
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25
+REST := $(filter-out tests/heart/ tests/__pycache__/,$(wildcard tests/*/))
+test: coverage  ## the tests, those of the heart with its coverage
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25 \
+		tests/heart/test_planted_bugs.py $(REST)
 
 # What a change needs at once; about a minute on two cores.
 check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a browser
@@ -63,7 +66,7 @@ coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails b
 	@touch $@
 
 test-colab: .venv-colab/.installed  ## every notebook with the older packages of Colab
-	$(COLAB) -m specnb.batch run --out runs/colab
+	$(COLAB) -m specnb.batch run --out runs/colab --workers $(WORKERS)
 
 # The newest transformers that was tried; the lock holds what everything else runs with.
 NEWEST := transformers==5.24.0
@@ -72,7 +75,7 @@ NEWEST := transformers==5.24.0
 	@touch $@
 
 test-newest: .venv-newest/.installed  ## tests of models with the newest transformers
-	PYTHONPATH=.venv-newest $(PY) -m pytest -q tests/models/test_gate.py \
+	PYTHONPATH=.venv-newest $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/models/test_gate.py \
 		tests/models/test_certificate.py tests/models/test_prompts.py tests/bench/test_speed.py
 
 types: $(STAMP)  ## the types, read by mypy

@@ -42,13 +42,14 @@ def run(
     notebooks: Sequence[str | Path],
     out_dir: str | Path,
     parameters: Mapping[str, object] | None = None,
+    workers: int = 1,
 ) -> list[dict[str, Any]]:
-    """Executes the notebooks into `out_dir`, one after the other; a row each (see `execute`).
+    """Executes the notebooks into `out_dir`, `workers` at a time; a row each (see `execute`).
 
     A failing notebook does not stop the others; what is finished there is not run again. Raises
     ValueError before anything runs when a notebook is missing or a parameter is wrong.
     """
-    return carry_out(plan_of(notebooks, [parameters or {}]), Path(out_dir))
+    return carry_out(plan_of(notebooks, [parameters or {}], workers=workers), Path(out_dir))
 
 
 def sweep(
@@ -119,6 +120,7 @@ def _parser(prog: str) -> arguments.Parser:
     one = commands.add_parser("run", help="execute notebooks")
     one.add_argument("--out", metavar="DIR", help="results (runs/<timestamp>)")
     one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    one.add_argument("--workers", type=int, default=1, help="notebooks at a time (1)")
     one.add_argument("notebook", nargs="*", help="(all lessons in notebooks/)")
     many = commands.add_parser("sweep", help="execute a sweep file, or go on with it")
     many.add_argument("file", metavar="FILE", help="YAML; data/sweeps/ has some")
@@ -165,7 +167,7 @@ def _run(given: argparse.Namespace) -> int:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"-p {twice}: it is given twice; leave one out")
     out_dir = Path(given.out or paths.runs() / f"{datetime.now():%Y%m%d-%H%M%S}")
-    rows = run(notebooks, out_dir, {name: _value(text) for name, text in given.p})
+    rows = run(notebooks, out_dir, {name: _value(text) for name, text in given.p}, given.workers)
     print(table(rows), f"\nresults: {out_dir}", sep="\n")
     print(f"to read: {export.write(out_dir)[-1]}")
     return _code(rows)

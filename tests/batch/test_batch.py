@@ -535,6 +535,7 @@ def test_command_lines_are_judged_first(tmp_path, capsys):
         batch.run([notebook], out, {"out_dir": "x"})
     for argv in (
         ["run", "-p", "draft_len", "3", "--out", str(out), str(notebook)],
+        ["run", "--workers", "0", "--out", str(out), str(notebook)],
         ["sweep", str(tmp_path / "none.yml")],
         ["collect", str(tmp_path / "none")],
         ["report", str(tmp_path / "none")],
@@ -717,8 +718,8 @@ def test_a_failure_stops_nobody(tmp_path, capsys, monkeypatch):
     mute = make_notebook(tmp_path, "c_mute", "pass")
     out = tmp_path / "out"
     monkeypatch.chdir(tmp_path)  # a run does not depend on where it is started
-    argv = ["run", "--out", str(out), "-p", "draft_length", "7", str(bad), str(good), str(mute)]
-    assert batch.main(argv) == 1
+    argv = ["run", "--out", str(out), "-p", "draft_length", "7", "--workers", "2"]
+    assert batch.main([*argv, str(bad), str(good), str(mute)]) == 1
     printed = capsys.readouterr()
     lines = [line for line in printed.out.splitlines() if line.strip()]
     first_words = [line.split()[0] for line in lines]
