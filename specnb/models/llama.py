@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from specnb.models.base import Context
 from specnb.models.sparse import (
@@ -37,6 +38,7 @@ MOST_PACKED = 2**28  # parameters; packed weights are a second copy
 LEAST_PACKED = 2**17  # numbers in a matrix; for small ones the call costs more than it saves
 LEAST_SPLIT = 2**22  # numbers in an fp16 matrix; for smaller ones two threads cost what they save
 GROWTH = 256  # slots by which a cache grows
+PIECE = 1024  # positions of a prompt that are read at once: one piece is all of most prompts
 DRAFTS = 32  # slots by which a buffer of drafts grows
 MOST_HALF = 65504.0  # the largest number in fp16
 
@@ -317,7 +319,16 @@ class LlamaContext(Context):
                 places = torch.tensor([token == image_id for token in ids[:-1]], device=x.device)
                 self.features = model.image_features(extras)
                 x = x.index_put((places,), self.features.to(x.dtype))
-            self._feed(x, range(len(ids) - 1), None, 0)
+            self._read(x)
+
+    def _read(self, x: Tensor) -> None:
+        """Feeds a prompt [n, width], in pieces and with a progress bar where it is long."""
+        firsts = range(0, len(x), PIECE)
+        if len(firsts) > 1:
+            firsts = tqdm(firsts, desc="reading the prompt", unit="piece", leave=False)
+        for first in firsts:
+            piece = x[first : first + PIECE]
+            self._feed(piece, range(first, first + len(piece)), None, 0)
 
     def _feed(self, x, positions, mask, n_logits) -> Tensor:
         end = self.used + len(x)

@@ -447,6 +447,29 @@ def test_the_cache_grows(tmp_path, monkeypatch, runtime):
     assert tight.token_ids == roomy.token_ids
 
 
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_long_prompt_is_read_in_pieces(tmp_path, monkeypatch, capsys, planted):
+    """Logits and greedy text are those of one piece; a piece at the wrong place is noticed."""
+    folder = builders.llama(tmp_path / "model", seed=3)
+    model = sn.load_model(folder, dtype="float32", runtime="lean", certify=False)
+    ids = [(7 * i) % 60 + 2 for i in range(50)]
+    whole = model.open(ids).forward([5], [-1])
+    assert "reading" not in capsys.readouterr().err
+    monkeypatch.setattr(lean, "PIECE", 16)
+    if planted:
+        feed = lean.LlamaContext._feed
+
+        def shifted(self, x, positions, mask, n_logits):
+            late = [place + (place >= 32) for place in positions]
+            return feed(self, x, late, mask, n_logits)
+
+        monkeypatch.setattr(lean.LlamaContext, "_feed", shifted)
+    pieces = model.open(ids).forward([5], [-1])
+    assert "reading the prompt" in capsys.readouterr().err
+    near = torch.allclose(whole.root, pieces.root, atol=1e-4)
+    assert near is not planted
+
+
 def _config(**change):
     from transformers import LlamaConfig
 
