@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: address clean site
 
 help:  ## this list
-	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([-.a-z0-9]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-11s %s\n", $$1, $$2 }'
 
 .venv: $(STAMP)  ## the environment, from requirements.lock
 	@:
@@ -105,7 +105,7 @@ doctor: $(STAMP)  ## versions, data and one short speculative run
 smollm2: .venv/.gguf  ## a first real model, SmolLM2-135M, for target=smollm2 (downloads 93 MB)
 	$(PY) -m specnb.smollm2
 
-address: $(STAMP)  ## writes the repository's address of pyproject.toml into the notebooks
+address: $(STAMP)  ## writes the repository's address of pyproject.toml into notebooks and README
 	$(PY) -m specnb.notebook
 
 clean:  ## remove environment and caches; runs/ stays

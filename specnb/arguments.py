@@ -10,7 +10,7 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 EXACT = 2**53  # floats below it hold every whole number
@@ -26,6 +26,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def no_options(prog: str, description: str | None, argv: Sequence[str] | None = None) -> None:
+    """Reads the line of a command without options: `--help` is answered, all else is refused."""
+    Parser(prog=f"python -m {prog}", description=(description or "").split("\n\n")[0]).parse_args(
+        argv
+    )
 
 
 def shown(value: Any) -> str:

@@ -89,7 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=words, add_help=False)
     words = "copy the notebooks into a folder and open JupyterLab there"
     own = commands.add_parser("lab", help=words, description=words)
-    own.add_argument("folder", metavar="DIR", nargs="?", type=Path, default="specnb-notebooks")
+    own.add_argument(
+        "folder",
+        metavar="DIR",
+        nargs="?",
+        type=Path,
+        default="specnb-notebooks",
+        help="where the copies go (specnb-notebooks)",
+    )
     own.add_argument("--no-start", action="store_true", help="only copy")
     words = "a first real model, SmolLM2-135M, for target=smollm2 (downloads 93 MB)"
     commands.add_parser("smollm2", help=words, description=words)

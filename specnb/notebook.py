@@ -44,8 +44,14 @@ __all__ = [
 ]
 
 if __name__ == "__main__":
+    from specnb import arguments
+    from specnb.lesson.address import written
+
+    words = (
+        "Writes the address of pyproject.toml into README and the notebooks; see `make address`."
+    )
+    arguments.no_options("specnb.notebook", words)
     try:
-        print(f"address and version written into {write_address()} notebooks and README.md")
-        print("badges lead to the version's tag: push it, and attach the wheel to its release")
+        print(written())
     except ValueError as error:
         raise SystemExit(str(error)) from None

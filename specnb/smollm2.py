@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from filelock import FileLock
 
+from specnb import arguments
 from specnb.files import sha256_of
 from specnb.paths import DATA, is_checkout, to_install
 
@@ -182,8 +183,9 @@ def _unpacked() -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Makes or checks the folder, and says where it is."""
+    arguments.no_options("specnb.smollm2", __doc__, argv)
     try:
         print(f"{make()}: ready; give it as target={NAME!r}")
     except ValueError as error:

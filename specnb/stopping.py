@@ -121,7 +121,14 @@ class _Adaptive:
 
 @dataclass(frozen=True)
 class MaxConfidence(_Adaptive):
-    """Stops where the most probable token has less than `threshold` (the paper's baseline)."""
+    """Stops where the most probable token has less than `threshold` (AdaEDL's paper's baseline).
+
+    adaptive: whether the threshold moves (2410.18351, algorithm 1): up where fewer than `alpha` of
+    the drafts are accepted, down where more are. beta1, beta2: how slowly the running rate and the
+    threshold move, epsilon: the size of a move. signal: "raw" scores the softmax of the drafter's
+    logits, so that the rule works at temperature 0, too; "adjusted" scores the distribution that
+    the token is drawn from.
+    """
 
     threshold: float = knob(0.4, finite=False, upto=1, step=0.05, words="stops below it")
 
@@ -136,6 +143,12 @@ class AdaEDL(_Adaptive):
     H is the entropy of the drafter's law in nats. By Pinsker's inequality the score is a lower
     bound of the acceptance probability, as far as the cross-entropy to the target is
     (1 + 2 * entropy_factor) * H: a guess, and the notebook shows how good a one.
+
+    adaptive: whether the threshold moves (2410.18351, algorithm 1): up where fewer than `alpha` of
+    the drafts are accepted, down where more are. beta1, beta2: how slowly the running rate and the
+    threshold move, epsilon: the size of a move. signal: "raw" scores the softmax of the drafter's
+    logits, so that the rule works at temperature 0, too; "adjusted" scores the distribution that
+    the token is drawn from.
     """
 
     threshold: float = knob(0.4, finite=False, upto=1, step=0.05, words="stops below it")
@@ -190,6 +203,9 @@ class SumEntropy(_Entropies):
     """Stops where the entropies of this draft's laws, in nats, sum up to more than `threshold`.
 
     The sum runs from the block's first law to the one that the next token would be drawn from.
+
+    signal: "raw" scores the softmax of the drafter's logits, "adjusted" the distribution that the
+    token is drawn from.
     """
 
     threshold: float = knob(3.0, finite=False, upto=10, step=0.25, words="stops above it, in nats")
@@ -208,6 +224,9 @@ class PathScore(_Entropies):
 
     Each score is 1 - sqrt(entropy_factor * H), but not below 0 (2410.18351, equation of section 3,
     for one token); as a guess at the probability that all of the draft is kept, they multiply.
+
+    signal: "raw" scores the softmax of the drafter's logits, "adjusted" the distribution that the
+    token is drawn from.
     """
 
     threshold: float = knob(0.2, finite=False, upto=1, step=0.05, words="stops below it")

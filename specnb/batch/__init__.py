@@ -114,15 +114,20 @@ def _value(text: str) -> object:
 
 
 def _parser(prog: str) -> arguments.Parser:
-    parser = arguments.Parser(prog=prog)
+    parser = arguments.Parser(prog=prog, description=__doc__.split("\n\n")[0])
     parser.set_defaults(prog=prog)
     commands = parser.add_subparsers(required=True, dest="command")
-    one = commands.add_parser("run", help="execute notebooks")
+    words = "execute notebooks"
+    one = commands.add_parser("run", help=words, description=words)
     one.add_argument("--out", metavar="DIR", help="results (runs/<timestamp>)")
-    one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    named = "a parameter of the notebooks; may be repeated"
+    one.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=named
+    )
     one.add_argument("--workers", type=int, default=1, help="notebooks at a time (1)")
-    one.add_argument("notebook", nargs="*", help="(all lessons in notebooks/)")
-    many = commands.add_parser("sweep", help="execute a sweep file, or go on with it")
+    one.add_argument("notebook", nargs="*", help="names or paths; default: all lessons")
+    words = "execute a sweep file, or go on with it"
+    many = commands.add_parser("sweep", help=words, description=words)
     many.add_argument("file", metavar="FILE", help="YAML; data/sweeps/ has some")
     many.add_argument("--out", metavar="DIR", help="results (runs/<name of the sweep>)")
     many.add_argument("--workers", type=int, help="processes (as the file says)")
@@ -137,8 +142,10 @@ def _parser(prog: str) -> arguments.Parser:
         ("report", "tables and plots of all results, as a page"),
         ("html", "offline pages of a run"),
     ):
-        commands.add_parser(name, help=words).add_argument("folder", metavar="DIR")
-    talk = commands.add_parser("slides", help="five slides for the first minutes of a workshop")
+        after = commands.add_parser(name, help=words, description=words)
+        after.add_argument("folder", metavar="DIR", help="folder of a run or sweep")
+    words = "five slides for the first minutes of a workshop"
+    talk = commands.add_parser("slides", help=words, description=words)
     talk.add_argument("goal", metavar="FILE", help="the page to write")
     talk.add_argument("source", nargs="?", help="Markdown (notebooks/SLIDES.md)")
     return parser

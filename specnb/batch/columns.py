@@ -22,7 +22,7 @@ FIXED = {
     "budget": "nodes the target scores per call, where a lesson compares at equal budget",
     "prompt": "number of the prompt, from 0",
     "tokens": "tokens emitted, summed over the seeds of the prompt",
-    "target_calls": "forwards of the target behind the prefill",
+    "target_calls": "forwards of the target after the prefill",
     "drafted": "tokens proposed by the drafter",
     "accepted": "proposed tokens that the target kept",
     "seconds": "s, drafting and verifying, without prefill",
@@ -36,6 +36,7 @@ FIXED = {
     "error": "what ended a run that is not `ok`",
     "version.*": "version of Python or of the package named",
 }
+UNDESCRIBED = "see its lesson"
 UNSAID = {"n_prompts": "how many of the prompts"}  # whose names say it all in a notebook
 FIGURES = {
     "block_efficiency": "tokens per target call of the shown run",
@@ -54,10 +55,12 @@ FIGURES = {
     "spearman": "rank correlation of draft entropy and acceptance probability",
     "bound_holds": "share of positions where the entropy bound is below the acceptance probability",
     "bias_of_dropping": "total variation caused by a rule that sees the token it drops",
+    "oracle_over_fixed": "speed of the oracle over the best fixed length, a draft step at 0.1 call",
     "wasted_rule": "rejected or unexamined drafts of the stopping rule",
     "wasted_fixed": "rejected or unexamined drafts of the fixed length",
     "bias_of_sorting": "total variation caused by trying siblings in order of probability",
     "target_calls_rsd_c": "forwards of the target in the shown RSD-C run",
+    "two_siblings": "share of places where one of the drafter's first two siblings is kept",
     "toy_error": "largest error of a probability of the lesson's own drafter on a toy",
     "wrong_row_error": "the same for a drafter that declares a wrong row on purpose",
     "pairs": "tokens per target call of the lesson's own drafter, which counts pairs",
@@ -67,6 +70,16 @@ FIGURES = {
     "tokens_per_call_eyes": "the same of the drafter with eyes",
     "started_*": "acceptance on held-out answers after a quarter of the steps, by loss",
     "live_*": "acceptance and predicted block efficiency of the drafter trained in the lesson",
+    "bias_of_short_cut": "total variation caused by a middle level without residual",
+    "error_of_sparse": "largest error of a probability where a toy target drafts for itself",
+    "computed_speedup": "speed over plain of a 7B target at 124,928 tokens, not measured",
+    "block_efficiency_12": "tokens per target call, drafts reading 12 slots, mean of selectors",
+    "block_efficiency_64": "the same with 64 slots",
+    "block_over_token": "tokens per target call, block rule over token rule, on equal drafts",
+    "toy_gain": "the same on toy models, exact",
+    "without_look_ahead": "total variation caused by a block rule without the look at what follows",
+    "token_residual": "total variation caused by a block rule with the token rule's residual",
+    "two_tokens": "probability of a token of 0.7 under a drafter that drops unsure tokens",
     "runs": "runs in the reported table",
     "failed": "runs in the reported table that did not end well",
     "lines": "lines of the reported table",
@@ -88,7 +101,7 @@ def markdown(folder: Path = NOTEBOOKS) -> str:
     for name, words in parameters(folder).items():
         lines.append(f"| `param.{name}` | {words} |")
     for name, lessons in headlines(folder).items():
-        words = FIGURES.get(name, "headline figure, computed in the lesson's last cells")
+        words = FIGURES.get(name, UNDESCRIBED)
         lines.append(f"| `figure.{name}` | {words} ({', '.join(lessons)}) |")
     return "\n".join(lines)
 
@@ -115,7 +128,7 @@ def parameters(folder: Path = NOTEBOOKS) -> dict[str, str]:
         }
         for node in ast.parse(source).body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                words = comments.get(node.lineno) or UNSAID.get(node.target.id, "see its notebook")
+                words = comments.get(node.lineno) or UNSAID.get(node.target.id, UNDESCRIBED)
                 found.setdefault(node.target.id, words.replace("|", "or"))
     found.pop("out_dir", None)  # says where, and is no part of a run
     found.pop("seed", None)  # has a column of its own

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from specnb import arguments
 from specnb.bench.quality import BARS
 from specnb.paths import DATA, PACKAGE, need_checkout
 from specnb.scenes import TASKS
@@ -250,7 +251,7 @@ Controls: the same prompts with the next scene's picture, and with an even grey 
 {controls}
 """
 
-_DRAFTER = """# Embedded drafter: one layer, no eyes
+_DRAFTER = """# Embedded drafter: one layer, text only
 
 `LlamaForCausalLM`, 1 layer x 128 with a tied head, the target's tokenizer, text only, 1,024
 positions, bf16 weights.
@@ -314,8 +315,9 @@ file comes from elsewhere.
   pictures of 384 x 384 for the notebooks (`python -m specnb.training sets`)
 - `prompts/first_real_model.jsonl`: 24 prompts for a target that reads text only, six each to
   rewrite, copy, shorten and mend a short text
-- `models/`: the embedded target and its drafter, each with a card, and the measured figures
-  behind the cards (`quality.json`, `exactness.json`)
+- `models/`: the embedded target, its drafter, and seven drafters trained in other ways (lesson
+  05), each with a card; `quality.json`, `exactness.json` and `training.json` hold figures behind
+  the cards
 - `results/`: the figures behind RESULTS.md, a file per subject (`python -m specnb.bench NAME
   --store`); they have no sums, as every measurement renews them
 - `sweeps/`: what `python -m specnb.batch sweep` can run, and `example.csv`, what `collect`
@@ -331,6 +333,7 @@ file comes from elsewhere.
 
 
 if __name__ == "__main__":
+    arguments.no_options("specnb.bench.cards", __doc__)
     try:
         need_checkout("cards")
     except ValueError as error:

@@ -23,7 +23,6 @@ from specnb.measure.runner import decode
 from specnb.measure.stats import by_prompt, ends, how_often
 from specnb.scenes import TASKS, examples
 
-TITLE = "How should a drafter be trained?"
 ABOUT = (
     "One training each, so the intervals are over prompts and not over trainings: what two "
     "trainings of one recipe differ by is not in them. `drafter` is where the others of its size "
@@ -308,7 +307,7 @@ def table(figures: dict) -> str:
         lines += ["", *_ratio_table(cut["ratios"], "ids")]
     if "lookup" in figures:
         cut = figures["lookup"]
-        lines += ["", "Prompt lookup with the drafter behind it:", ""]
+        lines += ["", "Prompt lookup, and the drafter where it finds nothing:", ""]
         lines += _cell_table(cut["cells"], None, "method")
         lines += ["", *_ratio_table(cut["ratios"], "method")]
     return "\n".join(lines)

@@ -15,10 +15,11 @@ from typing import Any
 import nbformat
 
 from specnb.bench import browser
+from specnb.live.shown import BUTTONS
 
 PRESSES = 40
 BARS = {"median_ms": 350, "p90_ms": 600, "others_ms": 1000}
-# Without an end token every answer has its 64 tokens; what stands behind the natural end is drafted
+# Without an end token every answer has its 64 tokens; what stands after the natural end is drafted
 # worse, so this is the slow case.
 CELLS = (
     """import specnb as sn
@@ -145,7 +146,7 @@ def table(figures: Mapping[str, Any]) -> str:
     for panel in ("as shipped", "all views"):
         for name, spread in figures[panel]["views"].items():
             cells = " | ".join(f"{spread[key]:.0f}" for key in ("median_ms", "p90_ms", "max_ms"))
-            lines.append(f"| {panel} | {name} | {cells} |")
+            lines.append(f"| {panel} | {BUTTONS[name]} | {cells} |")
     ran = figures["as shipped"]
     least, most = ran["draft_lengths"]
     return "\n".join(

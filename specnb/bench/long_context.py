@@ -27,7 +27,6 @@ from specnb.models.sparse import Selector
 from specnb.paths import ROOT
 from specnb.scenes import is_right, long_examples
 
-TITLE = "What is a target worth that drafts for itself?"
 ABOUT = (
     "Acceptance and block efficiency say what carries over to long texts; on the small models here "
     "weights cost more than the cache, so no seconds are given. What is computed stands apart from "

@@ -13,6 +13,7 @@ from typing import Any
 
 import nbformat
 
+from specnb import arguments
 from specnb.bench import browser
 from specnb.paths import ROOT, need_checkout
 
@@ -116,4 +117,8 @@ def main(goal: Path = GOAL) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.no_options("specnb.bench.moving", __doc__)
+    try:
+        main()
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None

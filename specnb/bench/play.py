@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 import specnb as sn
+from specnb import arguments
 from specnb.files import write_whole
 from specnb.paths import ROOT, need_checkout
 from specnb.scenes import TASKS, Example, examples
@@ -199,4 +200,8 @@ def main(goal: Path = GOAL) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.no_options("specnb.bench.play", __doc__)
+    try:
+        main()
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None

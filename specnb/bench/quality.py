@@ -1,4 +1,4 @@
-"""Does the target see, and which words does a drafter without eyes get right?"""
+"""Does the target see, and which words does a language-only drafter get right?"""
 
 from __future__ import annotations
 

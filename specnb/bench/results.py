@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ prompts, and no correction is made for the number of rows in a table: among 20 i
 expected to miss. Read a table by its direction over many rows, and take a single row as decided
 only where its interval is far from 1. What was chosen (a draft length, a threshold, a shape) was
 chosen on other prompts than the figures are of. Seconds hold for the machine named; ratios carry
-over better, token counts best.
+over better, token counts best. Terms are in the [glossary](docs/glossary.md).
 """
 ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT go first
     "exactness": (
@@ -48,7 +48,7 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
         "test that lets the code pass is the one that catches the planted bug.",
     ),
     "quality": (
-        "Does the target see, and what does a drafter without eyes get right?",
+        "Does the target see, and what does a language-only drafter get right?",
         "Unseen scenes of the picture world; one pair of models, so the intervals are over "
         "prompts, not over trainings.",
     ),
@@ -77,6 +77,16 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
     ),
     "live": ("How fast does the panel follow?", "One browser on one machine, 40 presses."),
     "batch": ("What do sweeps cost, and what do they survive?", "Three rounds, eleven kills."),
+    "before": ("How fast is this code beside an earlier commit's?", ""),
+    "drafters": ("How should a drafter be trained?", ""),
+    "verification": ("What do rules over whole paths and uneven trees give?", ""),
+    "long_context": ("What is a target worth that drafts for itself?", ""),
+}
+PICTURES = {  # drawn by `results --pictures`
+    "speed": (
+        "Bars: how many times as fast speculative decoding is as each of four other ways",
+        "notebooks/images/speed.png",
+    ),
 }
 OUTSIDE = """## Models that are not in the repository
 
@@ -239,6 +249,9 @@ def section(stored: Mapping[str, Any]) -> str:
     how = "; ".join(part for part in (", ".join(filter(None, ran)), when) if part)
     lines = [f"## {title}", "", f"    {stored['command']}", "", f"*{how}.* {origin}".strip(), ""]
     lines += [about, ""] if about else []
+    if name in PICTURES:
+        words, picture = PICTURES[name]
+        lines += [f"![{words}]({picture})", ""]
     lines += [body.strip(), ""]
     figures = stored.get("figures", {})
     for row in figures.get("skipped", []):
@@ -352,6 +365,26 @@ def draw_speed(path: Path, folder: Path = FOLDER) -> None:
         sheet.wait_for_selector(".main-svg")
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.screenshot(path=str(path))
+    note_bars(path, rows[::-1])
+
+
+def note_bars(path: Path, rows: Sequence[tuple[str, float]]) -> None:
+    """Writes into a PNG what its bars show, so that a stale picture can be told."""
+    from PIL import Image, PngImagePlugin
+
+    note = PngImagePlugin.PngInfo()
+    note.add_text("bars", json.dumps(rows))
+    with Image.open(path) as picture:
+        picture.load()
+    picture.save(path, optimize=True, pnginfo=note)
+
+
+def noted_bars(path: Path) -> list[tuple[str, float]]:
+    """What `note_bars` has written into a PNG."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return [(name, value) for name, value in json.loads(picture.info["bars"])]
 
 
 def main(pictures: bool = False) -> None:
@@ -360,5 +393,6 @@ def main(pictures: bool = False) -> None:
     write_whole(PAGE, render())
     print(f"{PAGE.name}: {len(load())} subjects")
     if pictures:
-        draw_speed(ROOT / "notebooks" / "images" / "speed.png")
-        print("notebooks/images/speed.png")
+        picture = PICTURES["speed"][1]
+        draw_speed(ROOT / picture)
+        print(picture)

@@ -44,7 +44,6 @@ from specnb.models.load import EMBEDDED
 from specnb.record import accepted_lengths
 from specnb.scenes import TASKS, examples
 
-TITLE = "What do rules over whole paths and uneven trees give?"
 ABOUT = (
     "Ratios are paired by prompt. Expectations on the same drafts are over the uniform numbers "
     "alone, so their interval is the narrower one. What was chosen, was chosen on other prompts."

@@ -71,7 +71,7 @@ class BestFirst(_Unevenly):
     itself and for the drafter's forward. Costs are in target calls of one token: `draft_cost` of a
     drafter's forward, `node_cost` of a node that the target scores. EAGLE-2 prunes by the drawn
     token's own probability, which is lossless for chosen tokens and not for drawn ones: here
-    nothing drawn is dropped.
+    nothing drawn is dropped. depth: levels, at most. stop, verify: as of `GumbelTopK`.
     """
 
     budget: int = knob(16, least=1, upto=64, words="nodes per target call, at most")
@@ -115,7 +115,8 @@ class BestFirst(_Unevenly):
 class BranchWhereUnsure(_Unevenly):
     """One child where the drafter is sure, `width` where its law has more than `entropy` nats.
 
-    The simplest tree that spends its nodes by the drafter's law; at most `budget` of them.
+    The simplest tree that spends its nodes by the drafter's law; at most `budget` of them, in at
+    most `depth` levels. stop, verify: as of `GumbelTopK`.
     """
 
     depth: int = knob(5, least=1, upto=16, words="levels of the tree")

@@ -17,10 +17,11 @@ from specnb.tree import DraftTree
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """Drafts what followed the last `ngram` tokens when they were last said; needs no model.
+    """Drafts up to `length` tokens that followed the last `ngram` when they were last said.
 
     Shorter endings are tried where a longer one was never said before. Proposals are certain, so
-    they are verified against one-hot laws. Summaries and answers that quote gain most.
+    they are verified against one-hot laws. It needs no model. Summaries and answers that quote gain
+    most.
     """
 
     ngram: int = knob(3, least=1, upto=8, words="tokens that are looked for")

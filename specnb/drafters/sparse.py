@@ -24,6 +24,8 @@ class SparseSelf(_Tree):
     of SinkRecent, Chunks, SparQ, LastVerification, or a selector of one's own
     (`specnb.models.sparse.Selector`). over: whether the budget is spent among "all" slots, those
     of the "text", or those of the "images" alone; slots that are not among them are all read.
+
+    draft_length, stop: as of `Chain`. verify: "recursive", or a function of one's own.
     """
 
     select: Selector = field(default_factory=SinkRecent)

@@ -339,8 +339,9 @@ class Numbered(Context):
 class Chain(_Tree):
     """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192).
 
-    verify="block" keeps the longest prefix that passes as a whole (2403.10444), which is never
-    shorter on average than token by token.
+    stop: a stopping rule, which is asked before each draw. verify: "recursive" judges token by
+    token; "block" keeps the longest prefix that passes as a whole (2403.10444), which is never
+    shorter on average; or a function of one's own, as `specnb.verify` describes it.
     """
 
     draft_length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
@@ -378,8 +379,11 @@ class GumbelTopK(_Branching):
     """RSD-C: children drawn without replacement by Gumbel top-k (2402.14160).
 
     At temperature 0 one token has all the mass, and every node one child: give `speculative` a
-    `draft_sampling` of a higher temperature, or use `TopKTree`. verify="traversal" judges paths as
-    a whole, from the leaves (2505.12398).
+    `draft_sampling` of a higher temperature, or use `TopKTree`.
+
+    branching: children of every node, level by level; (1, 1, 1) is a chain of three. stop: a
+    stopping rule, which may make a level the last one. verify: "recursive" judges node by node,
+    "traversal" paths as a whole, from the leaves (2505.12398); or a function of one's own.
     """
 
     verify: str | Callable[..., Any] = field(
@@ -405,6 +409,8 @@ class StaticTree(_Tree):
     `parents` says which node each node follows, as in a `DraftTree` (-1 = the last committed
     token), siblings in draw order; `specnb.best_tree` finds the shape for a budget. Where a token
     ends the text, or fewer have probability > 0, what would hang there is left out.
+
+    stop, verify: as of `GumbelTopK`.
     """
 
     parents: tuple[int, ...] = knob(
@@ -457,6 +463,8 @@ class StochasticBeam(_Tree):
     children's, and the `width` largest of a level live on. Which child of a node lives on depends
     on its rank alone, not on which token it is, so siblings are a sequence of draws without
     replacement, in descending order.
+
+    depth: levels of the tree. stop, verify: as of `GumbelTopK`, without "traversal".
     """
 
     width: int = knob(3, least=1, upto=8, words="paths that live on")
@@ -513,8 +521,9 @@ def without_replacement_laws(probs: Tensor, tokens: Sequence[int]) -> list[Tenso
 class IIDTree(_Branching):
     """Independent draws: `branching[l]` for each time that a node was drawn itself.
 
-    verify="recursive" is SpecInfer's tree with one drafter (2305.09781). "kseq" with branching
-    (K, 1, ..., 1) is SpecTr's K paths (2310.15141).
+    verify: "recursive" is SpecInfer's tree with one drafter (2305.09781), "kseq" with branching
+    (K, 1, ..., 1) SpecTr's K paths (2310.15141); or a function of one's own. stop: as of
+    `GumbelTopK`.
     """
 
     verify: str | Callable[..., Any] = field(
@@ -534,6 +543,8 @@ class TopKTree(_Branching):
     A token that was chosen and not drawn has the law of a certain event, so it is verified
     against a one-hot; with the drafter's softmax in its place the output would not be the
     target's. Ranked by raw logits: at temperature 0, too, there is a second best.
+
+    branching, stop, verify: as of `GumbelTopK`.
     """
 
     verify: str | Callable[..., Any] = field(

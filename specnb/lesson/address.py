@@ -73,11 +73,8 @@ def write_address(folder: Path = ROOT) -> int:
     The address is that of pyproject.toml, the tag that of the version. While the address is not set
     there are no badges, since their links would lead nowhere.
     """
-    import tomllib
-
     need_checkout("address", folder)
-    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    repo = project["urls"]["Repository"].rstrip("/").removesuffix(".git")
+    repo = repository(folder)
     paths = sorted((folder / "notebooks").glob("*.ipynb"))
     for path in paths:
         book = json.loads(path.read_text(encoding="utf-8"))
@@ -93,6 +90,29 @@ def write_address(folder: Path = ROOT) -> int:
         text = f"{parts[0]}{inside}\n{parts[1]}"
     write_whole(readme, text)
     return len(paths)
+
+
+def written(folder: Path = ROOT) -> str:
+    """Calls `write_address`, and says in words what was written."""
+    n = write_address(folder)
+    if UNSET in repository(folder):
+        return (
+            f"set-up cells of {n} notebooks and README's lessons written, but no badges: the "
+            "address in pyproject.toml is not set yet (OWNER); put yours there and call this again"
+        )
+    return (
+        f"address and version written into {n} notebooks and README.md\n"
+        "badges lead to the version's tag: push it, and attach the wheel to its release"
+    )
+
+
+def repository(folder: Path = ROOT) -> str:
+    """The address in pyproject.toml; it holds UNSET until somebody has put theirs there."""
+    import tomllib
+
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found: str = project["urls"]["Repository"]
+    return found.rstrip("/").removesuffix(".git")
 
 
 def _write_setup(book: dict[str, Any], name: str, repo: str) -> None:
@@ -127,8 +147,8 @@ def badges(repo: str) -> str:
     """README's badges: the pages, Colab, Binder."""
     if UNSET in repo:
         return (
-            "*Links to the published pages, Colab and Binder appear here once `pyproject.toml` has "
-            "the\nrepository's address and `make address` has been run.*"
+            "*Links to pages, Colab and Binder appear here once `pyproject.toml` has an address "
+            "and\n`make address` has been run.*"
         )
     owner, _, name = repo.removeprefix("https://github.com/").partition("/")
     pages = f"[![Read the pages]({PAGES_BADGE})](https://{owner.lower()}.github.io/{name}/)"

@@ -102,8 +102,8 @@ class DraftModelConfig(RunConfig):
         if self.target and not self.draft:
             raise ValueError(
                 f"target={self.target!r} without draft: this lesson looks at what a draft model "
-                "does; give draft=, a small model with the target's tokenizer, or take lessons 00 "
-                "and 01, where drafts may be looked up"
+                "does; give draft=, a small model with the target's tokenizer, or take lesson 00, "
+                "01 or 07, where drafts may be looked up"
             )
 
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from specnb import arguments
 from specnb.files import write_whole
 from specnb.paths import ROOT, need_checkout
 
@@ -72,4 +73,5 @@ def write_solutions(folder: Path = ROOT) -> list[Path]:
 
 
 if __name__ == "__main__":
+    arguments.no_options("specnb.lesson.solutions", __doc__)
     print(*write_solutions(), sep="\n")

@@ -66,6 +66,7 @@ def _laws(shown: Shown) -> str:
 class View(NamedTuple):
     draw: Callable[[Shown], Any]
     needs: str  # RUN, BESIDE or TOKEN; views of a kind stand together
+    button: str = ""  # the button's text, where it is not the view's name
 
 
 SHOWN = {
@@ -73,9 +74,10 @@ SHOWN = {
     "figures": View(_figures, BESIDE),
     "time": View(_time, BESIDE),
     "tree": View(_tree, TOKEN),
-    "laws": View(_laws, TOKEN),
+    "laws": View(_laws, TOKEN, button="distributions"),
 }
 VIEWS = tuple(SHOWN)
+BUTTONS = {name: view.button or name for name, view in SHOWN.items()}
 
 
 def views_of(*needs: str) -> list[str]:

@@ -28,7 +28,7 @@ from specnb.live.page import (
     show,
 )
 from specnb.live.pictures import PictureChooser
-from specnb.live.shown import BESIDE, RUN, SHOWN, TOKEN, VIEWS, Shown, views_of
+from specnb.live.shown import BESIDE, BUTTONS, RUN, SHOWN, TOKEN, VIEWS, Shown, views_of
 from specnb.live.steps import StepControls
 from specnb.live.trail import Trail, in_short, move_of
 from specnb.models import load_pair
@@ -75,7 +75,8 @@ class Workbench(w.VBox):
         auto = {"layout": {"width": "auto"}}
         self.mode = w.ToggleButtons(options=MODES, value=mode, style={"button_width": "auto"})
         self.toggles = {
-            name: w.ToggleButton(value=name in shown, description=name, **auto) for name in VIEWS
+            name: w.ToggleButton(value=name in shown, description=text, **auto)
+            for name, text in BUTTONS.items()
         }
         self.arrows = {
             ("token", -1): w.Button(description="◀ token", **auto),
@@ -441,15 +442,18 @@ def workbench(
 
     `cfg` (a `RunConfig`) says where the controls stand at first, `method` which drafter drafts,
     `against` the one that it is compared with, by a name of the panel or by any text that
-    `specnb.methods` reads; `views` which of VIEWS are on, `mode` one of MODES.
+    `specnb.methods` reads; `views` which of VIEWS are on, by name or by the
+    text of their button, `mode` one of MODES.
     A pair without a draft model starts with prompt lookup, and says so. Show the panel as a cell's
     last value; `static()` gives what it shows without the controls. Where a run takes long, it
     grows block by block while the kernel reads messages, and a new move stops it. ValueError where
     an argument is none of these, or where the first state cannot be decoded.
     """
+    named_so = {text: name for name, text in BUTTONS.items()}
+    views = [named_so.get(view, view) for view in views]
     for name in views:
         if name not in VIEWS:
-            raise ValueError(f"views={name!r}: choose from {', '.join(VIEWS)}")
+            raise ValueError(f"views={name!r}: choose from {', '.join(BUTTONS.values())}")
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
     if not items:

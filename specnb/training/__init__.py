@@ -1,6 +1,6 @@
 """Training: the embedded models, and drafters for any Llama-type target.
 
-`python -m specnb.training {tokenizer,sets,target,drafter,align}`; from Python the names below.
+`python -m specnb.training {tokenizer,sets,target,drafter,align,head}`; from Python the names below.
 """
 
 from specnb.training.align import Answers, Recipe, align, as_draft, held_out, new_drafter, train_on

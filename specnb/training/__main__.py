@@ -2,6 +2,8 @@
 
 import json
 import os
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,72 +13,115 @@ from specnb.paths import DATA
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def main() -> None:
+SUBJECTS = {
+    "tokenizer": "the byte-level BPE in data/tokenizer, from texts of the picture world",
+    "sets": "evaluation items in data/eval, and the pictures of the lessons",
+    "target": "the embedded target, by its fixed recipe",
+    "drafter": "the embedded drafter, by its fixed recipe, from the answers of its target",
+    "align": "a drafter for a target, from what the target says",
+    "head": "an acceptance head for a drafter of the embedded target",
+}
+
+
+def _parser() -> arguments.Parser:
     parser = arguments.Parser(prog="python -m specnb.training", description=__doc__)
-    parser.add_argument("what", choices=("tokenizer", "sets", "target", "drafter", "align", "head"))
-    parser.add_argument(
-        "--work", type=Path, help="checkpoints, metrics (runs/training, runs/align)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="where finished models go (data/models of the repository)"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
-    ours = parser.add_argument_group("align: a drafter for a target, from what the target says")
-    ours.add_argument("--target", default="", help="folder or hub id; default: the embedded one")
-    ours.add_argument(
+    commands = parser.add_subparsers(required=True, dest="what", metavar="SUBJECT")
+    of = {name: commands.add_parser(name, help=w, description=w) for name, w in SUBJECTS.items()}
+    for name in ("target", "drafter", "align", "head"):
+        work = {"align": "runs/align", "head": "runs/head"}.get(name, "runs/training")
+        kept = "answers, checkpoints and metrics; the same call goes on from there"
+        of[name].add_argument(
+            "--work", type=Path, default=Path(work), metavar="DIR", help=f"{kept} ({work})"
+        )
+        of[name].add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
+    for name in ("target", "drafter"):
+        of[name].add_argument(
+            "--out",
+            type=Path,
+            metavar="DIR",
+            help=f"the model goes to DIR/{name} (data/models of the repository)",
+        )
+        of[name].add_argument("--device", default="cpu", help="where it trains (cpu)")
+    for name in ("align", "head"):
+        of[name].add_argument("--n", type=int, default=3072, help="prompts of its world (3072)")
+    of["head"].add_argument(
         "--draft",
-        default="",
-        help="start from this folder; default: a new model (head: its folder)",
+        type=Path,
+        default=DATA / "models" / "drafter",
+        metavar="DIR",
+        help="folder of the drafter, where the head goes, too; default: the embedded drafter",
     )
-    ours.add_argument("--inherit", type=int, default=0, help="start from so many target blocks")
+    _add_align(of["align"])
+    return parser
+
+
+def _add_align(one: arguments.Parser) -> None:
+    one.add_argument("--out", type=Path, metavar="DIR", help="the drafter (WORK/drafter)")
+    one.add_argument("--target", default="", help="folder or hub id; default: the embedded one")
+    one.add_argument("--draft", default="", help="start from this folder; default: a new model")
+    one.add_argument("--inherit", type=int, default=0, help="start from so many target blocks")
     for name in ("width", "heads", "intermediate"):
-        ours.add_argument(f"--{name}", type=int, help="inherit: so much of it; default: all")
-    ours.add_argument("--grow", type=int, default=0, help="add blocks to the start, up to so many")
-    ours.add_argument("--prompts", type=Path, help="lines of JSON with a prompt each")
-    ours.add_argument("--n", type=int, default=3072, help="prompts of the embedded world")
-    ours.add_argument("--loss", default="kl", help="a name, or a sum as in '0.1 ce + 0.9 tv'")
-    ours.add_argument("--steps", type=int, default=1400)
-    ours.add_argument("--lr", type=float, default=4e-3)
-    ours.add_argument("--then", default="", help="the loss of the last steps; default: the same")
-    ours.add_argument("--then-steps", type=int, default=600)
-    ours.add_argument("--then-lr", type=float, default=1e-3)
-    ours.add_argument("--batch", type=int, default=64, help="answers per step")
-    ours.add_argument("--seed", type=int, default=0)
-    ours.add_argument("--sees", action="store_true", help="an adapter on the target's features")
-    options = parser.parse_args()
-    import torch
+        one.add_argument(f"--{name}", type=int, help=f"with --inherit: {name} (the target's)")
+    one.add_argument("--grow", type=int, default=0, help="add blocks to the start, up to so many")
+    one.add_argument("--prompts", type=Path, metavar="FILE", help="lines of JSON, a prompt each")
+    one.add_argument("--loss", default="kl", help="a name, or a sum as in '0.1 ce + 0.9 tv' (kl)")
+    one.add_argument("--steps", type=int, default=1400, help="with that loss (1400)")
+    one.add_argument("--lr", type=float, default=4e-3, help="highest learning rate (0.004)")
+    one.add_argument("--then", default="", help="the loss of the last steps; default: the same")
+    one.add_argument("--then-steps", type=int, default=600, help="the last steps (600)")
+    one.add_argument("--then-lr", type=float, default=1e-3, help="theirs (0.001)")
+    one.add_argument("--batch", type=int, default=64, help="answers per step (64)")
+    one.add_argument("--seed", type=int, default=0, help="of weights and order (0)")
+    one.add_argument("--sees", action="store_true", help="an adapter on the target's features")
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.what in ("align", "head"):
-        try:
-            print(_align(options) if options.what == "align" else _head(options))
-        except ValueError as error:
-            parser.error(str(error))
-        return
-    if options.out is None or options.what in ("tokenizer", "sets"):  # these write into data/
-        try:
-            paths.need_checkout(options.what)
-        except ValueError as error:
-            parser.error(str(error))
-    work = options.work or Path("runs/training")
-    out = options.out or DATA / "models"
 
-    from transformers import AutoTokenizer
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains what the command line names; exit code 2 and one line where it is wrong."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        _check(options)
+        if getattr(options, "threads", 0):
+            import torch
 
+            torch.set_num_threads(options.threads)
+        said = {"align": _align, "head": _head}.get(options.what, _embedded)(options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if said:
+        print(said)
+
+
+def _check(options: Namespace) -> None:
+    """Refuses what would be dropped in silence, or written where nothing can be written."""
+    if options.what == "align":
+        for name in ("width", "heads", "intermediate"):
+            value = getattr(options, name)
+            if value is not None and not options.inherit:
+                raise ValueError(f"--{name} {value}: it goes with --inherit; give both, or neither")
+        if options.grow and not (options.inherit or options.draft):
+            raise ValueError(f"--grow {options.grow}: there is no start; add --draft or --inherit")
+    own = options.what in ("target", "drafter") and options.out is None
+    if own or options.what in ("tokenizer", "sets"):  # these write into data/
+        paths.need_checkout(options.what)
+
+
+def _embedded(options: Namespace) -> str:
+    """What the repository ships: the tokenizer, the sets, the target, its drafter."""
     tokenizer_folder = DATA / "tokenizer"
     if options.what == "tokenizer":
         from specnb.training.data import train_tokenizer
 
-        print(len(train_tokenizer(tokenizer_folder)), "entries")
-        return
+        return f"{len(train_tokenizer(tokenizer_folder))} entries"
     if options.what == "sets":
         from specnb.training.sets import write_sets
 
         write_sets(DATA)
-        return
+        return ""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    work, out = options.work, options.out or DATA / "models"
     if options.what == "target":
         from specnb.training.target import train_target
 
@@ -85,24 +130,19 @@ def main() -> None:
         from specnb.training.drafter import train_drafter
 
         train_drafter(tokenizer, out / "target", work / "drafter", out / "drafter", options.device)
+    return ""
 
 
-def _head(options) -> str:
+def _head(options: Namespace) -> str:
     """Fits the acceptance head of --draft, and gives its figures in words."""
     from specnb.training.head import train_head
 
-    if options.target:
-        raise ValueError(
-            "--target: a head is fitted to drafters of the embedded target; for "
-            "another one `align` trains drafter and head"
-        )
-    draft = options.draft or DATA / "models" / "drafter"
-    figures = train_head(draft, options.work or Path("runs/head"), options.n)
+    figures = train_head(options.draft, options.work, options.n)
     told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-    return f"{draft}: held-out cross-entropy in nats: {told}"
+    return f"{options.draft}: held-out cross-entropy in nats: {told}"
 
 
-def _align(options) -> Path:
+def _align(options: Namespace) -> Path:
     """The folder of the drafter that the options ask for."""
     from specnb.models.load import EMBEDDED, load_model
     from specnb.training.align import Recipe, align
@@ -132,7 +172,7 @@ def _align(options) -> Path:
         options.target,
         draft,
         prompts,
-        work=options.work or Path("runs/align"),
+        work=options.work,
         out=options.out or "",
         recipe=Recipe(
             options.loss,

@@ -214,5 +214,5 @@ def _about(record: Record, row: TokenRow) -> str:
 def _meaning(row: TokenRow) -> str:
     """What a verdict says; a rule that judges whole paths tests what hangs on a lost token, too."""
     if row.verdict == "unexamined" and row.accept_prob is not None:
-        return "drafted behind a token that was not kept"
+        return "drafted after a token that was not kept"
     return STYLES[row.verdict].meaning

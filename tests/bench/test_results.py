@@ -133,6 +133,13 @@ def test_the_speed_bench_prints_its_tables():
     assert widths == {14}
 
 
+def test_the_picture_of_speed_shows_what_is_stored():
+    words, picture = results.PICTURES["speed"]
+    assert f"![{words}]({picture})" in PAGE
+    shown = results.noted_bars(ROOT / picture)
+    assert shown == results.bars(results.load()["speed"]), f"{RENEW} --pictures"
+
+
 # ------------------------------------------------------------------------------- figures in prose
 
 
@@ -213,9 +220,10 @@ def test_every_column_of_the_shipped_sweep_is_described():
 
 def test_every_parameter_and_headline_is_described(tmp_path):
     assert columns.describes("param.draft_length") and columns.describes("figure.mbsu_caption")
-    assert "see its notebook" not in columns.markdown()
+    assert columns.UNDESCRIBED not in columns.markdown()
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["x: int = 1"]}
     more = {"cell_type": "code", "metadata": {}, "source": ["headline = {f'new_{x}': 1}"]}
     (tmp_path / "05_new.ipynb").write_text(json.dumps({"cells": [cell, more]}))
     assert columns.headlines(tmp_path) == {"new_*": ["05"]}
+    assert columns.markdown(tmp_path).count(columns.UNDESCRIBED) == 2  # neither is described
     assert list(columns.parameters(tmp_path)) == ["x"]

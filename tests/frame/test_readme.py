@@ -5,10 +5,15 @@ import re
 import pytest
 from places import ROOT
 
+import specnb as sn
+from specnb import methods
+from specnb.bench import results
+from specnb.bench.families import FAMILIES
 from specnb.lesson import address
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+LINKING = [*ROOT.glob("*.md"), *PAGES, *(ROOT / "notebooks").glob("*.md")]
 DRAFTER = (ROOT / "docs" / "drafter.md").read_text(encoding="utf-8")
 
 
@@ -81,9 +86,59 @@ def test_no_page_names_a_missing_file(path):
     text = path.read_text(encoding="utf-8")
     named = re.findall(r"`((?:notebooks|data|binder|docs)/[\w./-]+)`", text)
     assert not [name for name in named if not (ROOT / name).exists()]
-    if path.name == "README.md":  # links between pages are resolved by the builder of the site
-        links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text)
-        assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def links(text: str) -> list[str]:
+    """The files that a page links to, code left out."""
+    plain = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    return re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", plain)
+
+
+@pytest.mark.parametrize("path", LINKING, ids=lambda path: path.stem)
+def test_links_lead_to_files_of_the_repository(path):
+    """As GitHub shows a page; the builder of the site turns them into links between its pages."""
+    found = links(path.read_text(encoding="utf-8"))
+    assert not [link for link in found if not (path.parent / link).exists()]
+
+
+def test_a_dead_link_is_found():
+    assert links("see [a](results.md#x), [b](https://c.d), `[e](f)`") == ["results.md"]
+    assert not (ROOT / "docs" / "results.md").exists()
+    assert links(README) and links((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", LINKING, ids=lambda path: path.stem)
+def test_commands_stand_in_code(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
+    assert not re.findall(r"^(?:python -m|make|specnb) .*", text, re.M), "indent it by four"
+
+
+def test_every_method_is_on_the_page():
+    """And each text of the table builds and comes back."""
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    texts = re.findall(r"^\| `(sn\.[^`]+)` \|", text, re.M)
+    assert len(texts) >= 23
+    for one in texts:
+        made = eval(one, {"sn": sn})
+        assert sn.method(sn.name_of(made)) == made, one
+    named = {name for one in texts for name in re.findall(r"sn\.(\w+)\(", one)}
+    wanted = {cls.__name__ for cls in (*methods.DRAFTERS, *methods.RULES)}
+    wanted -= {"NoDraft", "FixedLength"}  # plain decoding, and what every drafter does by itself
+    assert not wanted - named
+
+
+# Sizes of a model's interface and of number formats, which no bench measures.
+KNOWN = {"limits": {"32,064", "32,000", "576"}, "models": {"537", "65504"}}
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_figures_of_the_pages_are_stored(path):
+    text = path.read_text(encoding="utf-8")
+    sources = [results.section(one) for one in results.load().values()]
+    assert set(results.missing(text, sources)) <= KNOWN.get(path.stem, set())
+    for kinds in re.findall(r"(\d+) kinds", text):
+        assert int(kinds) == len(FAMILIES)
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)

@@ -65,7 +65,7 @@ def test_only_a_checkout_is_written_to(monkeypatch, capsys):
     monkeypatch.setattr(paths, "is_checkout", lambda root=None: False)
     for argv, call in (
         (["doctor", "--write-sums"], lambda: doctor.main(["--write-sums"])),
-        (["training", "sets", "--out", "x"], training.main),
+        (["training", "sets"], training.main),
         (["training", "drafter"], training.main),
     ):
         monkeypatch.setattr(sys, "argv", argv)
@@ -246,7 +246,10 @@ def away(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.notebook
 def test_the_wheel_has_what_it_needs_and_no_more(away):
-    assert away.wheel.stat().st_size < LARGEST
+    size = away.wheel.stat().st_size
+    assert size < LARGEST
+    said = re.search(r"a wheel of (\d+) MB", (ROOT / "docs" / "install.md").read_text("utf-8"))
+    assert abs(size / 1e6 - int(said[1])) < 1.5
     names = zipfile.ZipFile(away.wheel).namelist()
     assert not [name for name in names if "/tests/" in name]
     for name in ("py.typed", "cli.py", "training/target.py"):

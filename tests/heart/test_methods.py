@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -379,3 +381,10 @@ for text in ("Gone(1)", "Hafl(1)"):
     assert "share" in named and "draft_length" in named
     assert "Gone, which another package registers, cannot be imported" in gone
     assert "did you mean Half?" in near
+
+
+@pytest.mark.parametrize("cls", methods.NAMED, ids=lambda cls: cls.__name__)
+def test_every_setting_is_in_the_docstring(cls):
+    """The API reference shows the docstring of a class and not that of its private base."""
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    assert not [name for name in names if not re.search(rf"\b{name}\b", vars(cls)["__doc__"])]

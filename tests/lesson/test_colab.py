@@ -199,6 +199,7 @@ def copy(tmp_path) -> Path:
 def test_every_notebook_has_the_same_set_up_cell(copy):
     before = {path.name: path.read_bytes() for path in (copy / "notebooks").glob("*.ipynb")}
     assert address.write_address(copy) == len(before)
+    assert "no badges" in (said := address.written(copy)) and "not set yet (OWNER)" in said
     for path in (copy / "notebooks").glob("*.ipynb"):
         assert path.read_bytes() == before[path.name], f"{path.name}: run `make address`"
 
@@ -208,7 +209,7 @@ def test_an_address_writes_badges_and_can_be_taken_back(copy):
     project = (copy / "pyproject.toml").read_text()
     (copy / "pyproject.toml").write_text(project.replace("github.com/OWNER", "github.com/someone"))
     address.write_address(copy)
-    address.write_address(copy)  # a second time changes nothing
+    assert "badges lead to the version's tag" in address.written(copy)  # the second time, too
     for path in (copy / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         first = "".join(cells[0]["source"])

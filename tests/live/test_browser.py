@@ -16,6 +16,7 @@ from places import ROOT
 from specnb.bench import browser
 from specnb.live import VIEWS
 from specnb.live.methods import LOOKUP, METHODS, OWN
+from specnb.live.shown import BUTTONS
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -441,11 +442,11 @@ def test_seed_prompt_task_and_picture(desk):
 
 
 def test_views_can_be_switched_by_keyboard(desk):
-    for name in VIEWS:
+    for name, text in BUTTONS.items():
         css = f'.snb-workbench [data-view="{name}"]'
-        desk.press(name)
+        desk.press(text)
         desk.page.wait_for_selector(css, state="hidden")
-        desk.press(name)
+        desk.press(text)
         desk.page.wait_for_selector(css, state="visible")
     desk.follows()
 

@@ -513,7 +513,8 @@ def test_knobs_of_a_class_of_ones_own(pair, items):
 
 @pytest.mark.weights
 def test_the_cursor_goes_through_every_token(pair, items):
-    panel = bench(pair, items, views=("tree", "laws"))
+    panel = bench(pair, items, views=("tree", "distributions"))  # by its button's text
+    assert panel.toggles["laws"].value and panel.toggles["laws"].description == "distributions"
     panel.drawing["new_tokens"].value = 8
     rows = panel._rows_in_order()
     for place, row in enumerate(rows, 1):

@@ -167,7 +167,7 @@ def test_without_the_extra(tmp_path, monkeypatch):
 
 def test_the_command_line_says_it_without_a_traceback(cache, monkeypatch):
     with pytest.raises(SystemExit, match="could not be downloaded"):
-        smollm2.main()
+        smollm2.main([])
 
 
 # ---- prompts
