@@ -45,7 +45,7 @@ def shown(value: Any) -> str:
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None, note: str = "") -> int:
-    """A whole number of at least `least`, as an int; `note` is said behind the remedy."""
+    """A whole number of at least `least`, as an int; `note` is said after the remedy."""
     given = plain(value)
     single = not isinstance(given, bool) and not getattr(given, "ndim", 0)
     try:

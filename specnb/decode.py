@@ -128,7 +128,7 @@ class Decoding:
         self.drafter, self.sampling = drafter, sampling
         self.draft_sampling = draft_sampling
         self.max_new_tokens = max_new_tokens
-        # The last token a context can say needs no position of its own: nothing is fed behind it.
+        # The last token a context can say needs no position of its own: nothing is fed after it.
         self.budget = min(max_new_tokens, self.target.room + 1)
         self.draws = Draws(request.seed)
         self.blocks: tuple[Block, ...] = ()

@@ -22,7 +22,7 @@ if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have 
     from jaxtyping import Float
 
 
-Found = tuple[list[int], Tensor, bool]  # a path, the law behind it, whether a draft failed there
+Found = tuple[list[int], Tensor, bool]  # a path, the law after it, whether a draft failed there
 
 
 def block_verification(
@@ -36,7 +36,7 @@ def block_verification(
 
     The weight of a prefix is w_i = min(1, w_{i-1} target / draft), w_0 = 1. Every prefix is tested,
     each with a uniform number of its own: the whole chain with w_n, a shorter one with
-    r_i / (r_i + 1 - w_i), where r_i = sum max(w_i target - draft, 0) over the tokens behind it is
+    r_i / (r_i + 1 - w_i), where r_i = sum max(w_i target - draft, 0) over the tokens after it is
     what the target still wants there. The correction is drawn from norm(max(w target - draft, 0)).
     On average no fewer tokens than node by node. ValueError where the tree branches.
     """
@@ -47,7 +47,7 @@ def block_verification(
                 "or give rule='traversal'"
             )
     ends = [place for place, token in enumerate(tree.tokens, 1) if token in eos_ids]
-    length = min([*ends, len(tree)])  # nothing is ever said behind the end
+    length = min([*ends, len(tree)])  # nothing is ever said after the end
     weights = _weights(tree, root_probs, node_probs, length)
     tests = _tests(tree, node_probs, weights)
     decided = [draws.accept(test) for test in tests]
@@ -92,8 +92,8 @@ def _tests(tree: DraftTree, node_probs: Tensor, weights: list[float]) -> list[fl
 def end_here(rest: float, weight: float) -> float:
     """The chance that a path ends at a node whose continuations have failed.
 
-    A share `weight` of the node is wanted; what was kept behind it leaves `rest` of that, among a
-    share of rest + 1 - weight in which nothing behind it was kept. 0 / 0, two equal laws, is 1.
+    A share `weight` of the node is wanted; what was kept after it leaves `rest` of that, among a
+    share of rest + 1 - weight in which nothing after it was kept. 0 / 0, two equal laws, is 1.
     """
     return 1.0 if weight >= 1.0 else rest / (rest + 1.0 - weight)
 
@@ -108,7 +108,7 @@ def traversal_verification(
     """Traversal verification of a tree, from the leaves to the root (2505.12398, algorithm 1).
 
     A node is tested once all that hangs on it has failed; after each child that failed its weight
-    and the target's law behind it become what is left of them. On a chain this is the block rule.
+    and the target's law after it become what is left of them. On a chain this is the block rule.
     Exact where siblings are drawn without replacement, or chosen, and where how many a node gets is
     settled before any token of their level is drawn: a subtree is then lost as often, however it
     was grown. Stochastic beams let the paths of a level compete by their draws, so their levels say
@@ -125,7 +125,7 @@ def traversal_verification(
     looks: Looks = []
 
     def descend(node: int, weight: float, probs: Tensor) -> Found | None:
-        """The path from this node on, the law behind it, and whether something failed there."""
+        """The path from this node on, the law after it, and whether something failed there."""
         ended = node >= 0 and tree.tokens[node] in eos_ids
         children = [] if ended else tree.draws_of(node)
         for child in children:

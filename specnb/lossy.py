@@ -26,7 +26,7 @@ class Typical:
     """Typical acceptance: a draft is kept where the target thinks it typical, without any draw.
 
     Kept is a token of probability above min(epsilon, delta exp(-entropy)) (Medusa, 2401.10774);
-    the token behind the kept ones is drawn from the target's law.
+    the token after the kept ones is drawn from the target's law.
     """
 
     epsilon: float = 0.3

@@ -19,7 +19,7 @@ class Examined:
 
     Node by node a candidate is `accepted` where its uniform number is below `accept_prob`. Rules
     over a whole path test whether the path may end at a node, so `accept_prob` is the chance of
-    that, and a node is accepted, too, where the path ends behind it.
+    that, and a node is accepted, too, where the path ends after it.
     """
 
     accept_prob: float
@@ -29,7 +29,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The accepted path and the target's own token after it (None behind an accepted EOS).
+    """The accepted path and the target's own token after it (None after an accepted EOS).
 
     `examined` lists (node, look) in order; `final` is "plain" where nothing was proposed at all,
     "correction" after a rejection, "bonus" where the path ended without one; "forced" where the

@@ -19,7 +19,7 @@ class TokenRow(NamedTuple):
     """One drafted or emitted token. Probabilities are those of the laws really used."""
 
     block: int
-    depth: int  # 1 = directly behind the committed text
+    depth: int  # 1 = directly after the committed text
     node: int  # number in the draft tree, -1 for a token of the target's own
     parent: int  # node of the tree that it follows, -1 = the committed text
     token_id: int

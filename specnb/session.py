@@ -133,6 +133,6 @@ class Stepper:
         self.shown, self.phase = self.shown + 1, "commit"
 
     def next_token_law(self):
-        """The target's law of the token behind the text that is shown, [vocab]."""
+        """The target's law of the token after the text that is shown, [vocab]."""
         ahead = self.text.fork()
         return ahead.sampling.probs(ahead.target.forward().root)

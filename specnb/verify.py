@@ -48,7 +48,7 @@ def verify(
 ) -> Outcome:
     """Decides by the tree's rule which drafted tokens stay, and what the target says after them.
 
-    `root_probs` and `node_probs` are the target's laws behind the last committed token and behind
+    `root_probs` and `node_probs` are the target's laws after the last committed token and after
     each node; the drafter's may lie on another device. `tree.rule` is a name of RULES or a function
     of one's own with these same arguments. ValueError, before anything is drawn, where a row that
     the drafter declares is no distribution; after it, where such a function's outcome is none.
@@ -124,7 +124,7 @@ def node_by_node(
         node = looks[-1][0]
         path.append(node)
         target_probs, final = node_probs[node], "bonus"
-        if tree.tokens[node] in eos_ids:  # nothing is ever said behind the end
+        if tree.tokens[node] in eos_ids:  # nothing is ever said after the end
             return Outcome(tuple(path), None, None, None, tuple(examined))
 
 
@@ -164,7 +164,7 @@ def check_outcome(tree: DraftTree, outcome: Any, eos_ids: Set[int], vocab_size: 
         elif outcome.token is not None and not 0 <= outcome.token < vocab_size:
             wrong = f"its token {outcome.token} is no id from 0 to {vocab_size - 1}"
         elif any(tree.tokens[node] in eos_ids for node in outcome.path[:-1]):
-            wrong = "its path goes on behind an end token"
+            wrong = "its path goes on after an end token"
         elif outcome.token is not None and outcome.final_probs is None:
             wrong = "it drew a token and does not say from which law (final_probs)"
         elif outcome.token is not None and outcome.final not in FINALS:

@@ -93,7 +93,7 @@ def record(pair: sn.Pair, items: Sequence[Example]) -> dict[str, Any]:
 
 
 def _place(pair: sn.Pair, item: Example, before: Sequence[int]) -> dict[str, Any]:
-    """What is proposed behind `before`, and how sure the drafter was of it.
+    """What is proposed after `before`, and how sure the drafter was of it.
 
     chain: up to 16 tokens, each the drafter's best; sure and entropy (nats): of the distribution
     that each was the best of, and of one more. tree: the four best first tokens, each followed

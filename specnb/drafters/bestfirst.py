@@ -99,7 +99,7 @@ class BestFirst(_Unevenly):
         return [[Reach(gain, tokens, nodes, levels) for gain in row] for row in shares]
 
     def worth_a_level(self, carried: Sequence[Reach]) -> bool:
-        """Whether draws behind these nodes, if all were right, would pay for themselves and for the
+        """Whether draws after these nodes, if all were right, would pay for themselves and for the
         drafter's forward that they need."""
         tree = carried[0]
         rate = self._rate(tree.tokens, tree.nodes, tree.levels)

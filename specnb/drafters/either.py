@@ -1,4 +1,4 @@
-"""Prompt lookup with a model behind it: quotes are looked up, the rest is drafted."""
+"""Prompt lookup, and a model where it finds nothing: quotes are looked up, the rest is drafted."""
 
 from __future__ import annotations
 

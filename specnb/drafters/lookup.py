@@ -57,11 +57,11 @@ class PromptLookupDrafting:
         )
 
     def matches(self, size: int) -> bool:
-        """Whether the text's last `size` tokens were said before, with something behind them."""
+        """Whether the text's last `size` tokens were said before, with something after them."""
         return bool(self._continuation(size))
 
     def _continuation(self, shortest: int = 1) -> list[int]:
-        """What stood behind the last earlier occurrence of the text's ending; maybe nothing."""
+        """What stood after the last earlier occurrence of the text's ending; maybe nothing."""
         text = self.text
         for size in range(min(self.settings.ngram, len(text) - 1), shortest - 1, -1):
             ending = text[-size:]

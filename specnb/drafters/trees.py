@@ -204,7 +204,7 @@ class TreeDrafting:
                 drawn.append(node)
             self.depth_drafted = number + 1
             frontier = [node for node in found.values() if tokens[node] not in self.eos_ids]
-            if not frontier:  # nothing is ever said behind the end
+            if not frontier:  # nothing is ever said after the end
                 stopped_by = "eos" if found else "rule"
                 break
             if not self.settings.worth_a_level([carried[node] for node in frontier]):

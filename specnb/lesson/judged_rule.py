@@ -3,7 +3,7 @@
     verify_step(tokens, draft_probs, target_probs, accept, draw) -> list of token ids
 
 tokens: n guesses. draft_probs [n, vocab]: row i is the distribution that guess i was drawn from.
-target_probs [n + 1, vocab]: row i is the target's where guess i stands, the last row behind all of
+target_probs [n + 1, vocab]: row i is the target's where guess i stands, the last row after all of
 them. accept(prob) is True with this probability, draw(probs) a token id; they are the only
 randomness. Back come the guesses that are kept, and one token of the target's own.
 """
@@ -67,7 +67,7 @@ def as_rule(step: Step) -> Rule:
             ]
             looks = [Examined(one, math.nan, i < kept) for i, one in enumerate(chances)]
         path, examined = tuple(range(kept)), tuple(enumerate(looks))
-        if kept and tokens[kept - 1] in eos_ids:  # nothing is ever said behind the end
+        if kept and tokens[kept - 1] in eos_ids:  # nothing is ever said after the end
             return Outcome(path, None, None, None, examined)
         final = "plain" if not n else "bonus" if kept == n else "correction"
         return Outcome(path, token, final, choices.drawn[-1][1].to(root_probs), examined)
@@ -124,7 +124,7 @@ OTHER = (
 
 
 def _read(said: Any, tokens: list[int], drawn: list[int]) -> tuple[int, int]:
-    """How many guesses are kept, and the token behind them. Unsound, in words, if it is no step."""
+    """How many guesses are kept, and the token after them. Unsound, in words, if it is no step."""
     if said is None:
         raise Unsound("it gives nothing back (None): is `return` missing?")
     if isinstance(said, Tensor):
@@ -139,7 +139,7 @@ def _read(said: Any, tokens: list[int], drawn: list[int]) -> tuple[int, int]:
     if not drawn:
         raise Unsound(
             f"it gives {ids} for the guesses {tokens} and has drawn nothing: every call ends with "
-            "a token of the target's own, in place of a guess or, as a bonus, behind all of them."
+            "a token of the target's own, in place of a guess or, as a bonus, after all of them."
         )
     if len(ids) > len(tokens) + 1:
         raise Unsound(f"it gives {ids} for the guesses {tokens}: that is more than one token more.")
@@ -223,11 +223,11 @@ MISTAKES: tuple[tuple[Step, str], ...] = (
     ),
     (
         _wrong(bonus=lambda p, q: p[0]),
-        "The bonus stands behind all guesses: it needs the last row of target_probs.",
+        "The bonus stands after all guesses: it needs the last row of target_probs.",
     ),
     (
         _wrong(bonus=lambda p, q: p[max(0, len(p) - 2)]),
-        "The bonus stands behind all guesses: it needs the last row of target_probs.",
+        "The bonus stands after all guesses: it needs the last row of target_probs.",
     ),
     (
         _wrong(bonus=_last_residual),
@@ -363,7 +363,7 @@ def _first(found: Tensor, wanted: Tensor) -> str:
         token = int((a - b).abs().argmax())
         total = float(b.sum())
         place = [row // found.shape[0] ** k % found.shape[0] for k in range(length - 1)][::-1]
-        where = f"behind {place}" if place else "at the very start"
+        where = f"after {place}" if place else "at the very start"
         return (
             f"It shows first {where}: token {token} comes with probability "
             f"{float(a[token]) / total:.4f} instead of {float(b[token]) / total:.4f}. Largest "

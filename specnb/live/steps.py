@@ -120,7 +120,7 @@ class StepControls(w.VBox):
         self.words.value = ""
 
     def _apart(self) -> str:
-        """The space between the text and the words typed behind it, where one is missing."""
+        """The space between the text and the words typed after it, where one is missing."""
         first, text = self.words.value[0], self.stepper.text
         wide = unicodedata.east_asian_width(first) in "WF"  # such scripts leave none
         if not first.isalnum() or wide:
@@ -163,7 +163,7 @@ class StepControls(w.VBox):
         return f"block {stepper.shown + (stepper.block is not None)}, {stepper.phase}{end}"
 
     def _offers(self) -> list[tuple[str, int]]:
-        """The target's likeliest tokens behind the text that is shown."""
+        """The target's likeliest tokens after the text that is shown."""
         law = self.stepper.next_token_law()
         best = law.topk(min(LIKELY, len(law)))
         return [

@@ -24,7 +24,7 @@ class PromptTooLong(ValueError):
 
 
 class Scores(NamedTuple):
-    """Raw logits behind the last committed token, and behind each node of one forward call."""
+    """Raw logits after the last committed token, and after each node of one forward call."""
 
     root: Float[Tensor, " vocab"]
     nodes: Float[Tensor, "nodes vocab"]
@@ -146,7 +146,7 @@ class Context:
 
     @property
     def room(self) -> int:
-        """Positions left behind the committed text."""
+        """Positions left after the committed text."""
         return self.max_positions - self.offset - self.length
 
     def _run(self, tokens: list[int], positions: list[int], visible: Tensor | None) -> Tensor:

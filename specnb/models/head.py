@@ -1,7 +1,7 @@
 """A drafter's own guess that its next token will be accepted: a linear head on its hidden state.
 
 The acceptance prediction head of SpecDec++ (2405.19715), trained on the target's own verdicts by
-`specnb.training.head`: sigmoid(w . h + b), h the drafter's last hidden state behind the last norm.
+`specnb.training.head`: sigmoid(w . h + b), h the drafter's last hidden state after the last norm.
 A model's logits are U h, and U has more rows than columns, so w . h = (U (U^T U)^-1 w) . logits:
 the head is applied to logits, and works with every runtime, and with a smaller vocabulary.
 """

@@ -71,7 +71,7 @@ class TableModel:
         return other
 
     def next_logits(self, tokens: Sequence[int]) -> Float[Tensor, " vocab"]:
-        """The logits behind a text."""
+        """The logits after a text."""
         row = 0
         for token in ([0] * self.order + list(tokens))[len(tokens) :]:
             row = row * self.vocab_size + token

@@ -109,7 +109,7 @@ def _rows(heads: Tensor, head_dim: int) -> Tensor:
 
 @torch.no_grad()
 def grown(module: Any, blocks: int, seed: int = 0) -> Any:
-    """A `LlamaForCausalLM` with more blocks behind its own, which change no logit yet.
+    """A `LlamaForCausalLM` with more blocks after its own, which change no logit yet.
 
     New blocks write nothing (their output matrices are zero), so that a drafter that has learned
     goes on from where it was. ValueError where it has as many blocks already.

@@ -98,7 +98,7 @@ def test_the_strip_says_what_a_rule_over_paths_has_decided():
     _, record = blocks_of(Chain(4, verify="block"), 60)
     page = sn.views.tokens(record)._repr_html_()
     assert "but a longer part of the block has passed" in page
-    assert "drafted behind a token that was not kept" in page
+    assert "drafted after a token that was not kept" in page
     _, plain = blocks_of(Chain(4), 60)
     assert "longer part" not in sn.views.tokens(plain)._repr_html_()
 

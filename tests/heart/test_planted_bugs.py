@@ -554,7 +554,7 @@ def rules_of_ones_own(function) -> None:
         with pytest.raises(ValueError, match=f"^verify=<function .*{why}"):
             function(rule(wrong), SAME[0], SAME[1:], Scripted(), ends)
     behind = Outcome((0, 1), 3, "bonus", ROOT, ())
-    with pytest.raises(ValueError, match="goes on behind an end token"):
+    with pytest.raises(ValueError, match="goes on after an end token"):
         function(rule(behind), SAME[0], SAME[1:], Scripted(), frozenset({1}))
 
 

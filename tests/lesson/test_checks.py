@@ -708,7 +708,7 @@ ANSWERS = {
         ),
         (own_uniforms, "only randomness|accept is never asked"),
         (goes_on, "the others mean nothing"),
-        (no_bonus, "as a bonus, behind all"),
+        (no_bonus, "as a bonus, after all"),
         (no_correction, "in place of a guess"),
         (by_drawing, "keeps fewer guesses than it may: 1"),
         (likeliest, "the last token is the one from draw"),

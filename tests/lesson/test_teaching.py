@@ -17,7 +17,7 @@ def pair():
 
 
 def run_of(pair, drafter, cfg):
-    item = notebook.items(cfg, pair)[0]
+    item = notebook.items(cfg)[0]
     return sn.speculative(
         pair,
         item.prompt,
