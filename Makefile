@@ -38,7 +38,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or OUT=folder
-	@$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)") $(if $(AT_ONCE),--workers $(AT_ONCE))
+	@$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")$(if $(AT_ONCE), --workers $(AT_ONCE))
 
 # A process per core, whole files each, so that models are loaded once. The slowest are listed.
 REST := $(filter-out tests/heart/ tests/__pycache__/,$(wildcard tests/*/))

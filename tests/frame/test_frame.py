@@ -152,7 +152,13 @@ def test_second_make_does_no_setup(tmp_path):
     assert pip[0].endswith("torch==2.13.0") and "-r requirements.lock" in pip[1]
     assert pip[2].endswith("--no-deps -e .") and first[-1] == "-m specnb.batch run"
     assert make("run") == ["-m specnb.batch run"]
-    assert make("test") == ["-m pytest -n 2 --dist loadfile --durations=25"]
+    (tmp_path / "tests" / "heart").mkdir(parents=True)
+    (tmp_path / "tests" / "other").mkdir()
+    covered, rest = make("test")
+    assert covered.startswith("-m pytest") and covered.endswith(
+        "tests/heart --ignore=tests/heart/test_planted_bugs.py"
+    )
+    assert rest.endswith("--durations=25 tests/heart/test_planted_bugs.py tests/other/")
     extra = "-m pip install -qq -c requirements.lock -e .[gguf]"
     assert make("smollm2") == [extra, "-m specnb.smollm2"]
     assert make("smollm2") == ["-m specnb.smollm2"]
