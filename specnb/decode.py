@@ -149,6 +149,8 @@ class Decoding:
                 if model is not None and hasattr(model, "certificate")
             },
         }
+        if (kept := getattr(pair.draft, "kept", None)) is not None:
+            self.settings["draft_ids"] = len(kept)  # that a trimmed draft model can say
         if why := not_lossless(drafter):
             self.settings["not lossless"] = why
 

@@ -7,9 +7,10 @@ that follows one path of random choices at a time and notes the choices not yet 
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Law:
     """A joint law of n tokens, and what was walked to find it.
+
+    A text that ends before has its end token in the places that are left.
 
     `outcomes` counts walked events by name: ("accepted", depth, draw), ("rejected", depth, draw),
     ("bonus",), ("correction",), ("drafted", length); a draw is counted from 0 among its siblings.
@@ -103,8 +106,9 @@ def law(
 ) -> Law:
     """The exact joint law of the first `n_tokens` of `speculative` on table models.
 
-    Goes block by block; equal (text, drafter state) are merged. Unclipped blocks may run past
-    `n_tokens`, the surplus is marginalised; `clip=True` shortens drafts as `max_new_tokens` does.
+    The target's end tokens end a text, as they do there (see `Law`). Goes block by block; equal
+    (text, drafter state) are merged. Unclipped blocks may run past `n_tokens`, the surplus is
+    marginalised; `clip=True` shortens drafts as `max_new_tokens` does.
     """
     context = target.open(list(prompt))
     pair = Pair(target, draft)
@@ -121,10 +125,14 @@ def law(
             while scripts:
                 draws = Enumerator(scripts.pop())
                 fork_context, fork_drafting = copy.deepcopy((context, drafting), dict(shared))
-                block = next_block(fork_context, fork_drafting, sampling, draws, max_depth)
+                block = next_block(
+                    fork_context, fork_drafting, sampling, draws, max_depth, target.eos_ids
+                )
                 scripts += draws.open
                 _count(outcomes, block)
                 longer = text + block.token_ids
+                if longer[-1] in target.eos_ids:
+                    longer += longer[-1:] * n_tokens
                 if len(longer) >= n_tokens:
                     probs[longer[:n_tokens]] += mass * draws.prob
                 else:
@@ -142,7 +150,8 @@ def _count(outcomes: Counter[Any], block: Block) -> None:
         parent = block.tree.parents[node]
         outcomes["accepted" if look.accepted else "rejected", depth[node], draw[parent]] += 1
         draw[parent] += 1
-    outcomes[(block.outcome.final,)] += 1
+    if block.outcome.final is not None:  # else the text has ended with a draft
+        outcomes[(block.outcome.final,)] += 1
     outcomes["drafted", len(block.tree)] += 1
 
 
@@ -151,9 +160,15 @@ def target_law(
 ) -> Float64[Tensor, "*vocab"]:
     """The joint law of the target's next n tokens, by the chain rule: what `law` must equal."""
     joint = torch.ones((), dtype=torch.float64)
+    again = torch.eye(target.vocab_size, dtype=torch.float64)  # an end token goes on with itself
     texts: list[tuple[int, ...]] = [()]
     for length in range(n_tokens):
-        rows = [sampling.probs(target.next_logits([*prompt, *text])) for text in texts]
+        rows = [
+            again[text[-1]]
+            if text and text[-1] in target.eos_ids
+            else sampling.probs(target.next_logits([*prompt, *text]))
+            for text in texts
+        ]
         joint = joint[..., None] * torch.stack(rows).view(*(target.vocab_size,) * (length + 1))
         texts = [(*text, token) for text in texts for token in range(target.vocab_size)]
     return joint
@@ -181,18 +196,11 @@ def accepted_lengths(
 ) -> Float64[Tensor, " lengths"]:
     """How likely the first block is to keep 0, 1, 2 ... drafted tokens.
 
-    Its expected tokens per target call are 1 + sum n * lengths[n], by enumeration.
+    Without end tokens its expected tokens per target call are 1 + sum n * lengths[n].
     """
-    scripts: list[list[int]] = [[]]
     found: dict[int, float] = defaultdict(float)
-    while scripts:
-        draws = Enumerator(scripts.pop())
-        context = target.open(list(prompt))
-        pair, drawn_at = Pair(target, draft), draft_sampling or sampling
-        drafting = start(drafter, pair, list(prompt), None, drawn_at, context)
-        block = next_block(context, drafting, sampling, draws, 1 << 20)
-        scripts += draws.open
-        found[len(block.outcome.path)] += draws.prob
+    for block, prob in _first_blocks(target, draft, drafter, sampling, prompt, draft_sampling):
+        found[len(block.outcome.path)] += prob
     return torch.tensor([found[n] for n in range(max(found) + 1)], dtype=torch.float64)
 
 
@@ -204,8 +212,28 @@ def tokens_per_call(
     prompt: Sequence[int] = (0,),
 ) -> float:
     """The exact expected number of tokens that the first block emits."""
-    lengths = accepted_lengths(target, draft, drafter, sampling, prompt)
-    return 1.0 + float(lengths @ torch.arange(len(lengths), dtype=torch.float64))
+    blocks = _first_blocks(target, draft, drafter, sampling, prompt, None)
+    return math.fsum(prob * len(block.token_ids) for block, prob in blocks)
+
+
+def _first_blocks(
+    target: TableModel,
+    draft: TableModel | None,
+    drafter: Drafter,
+    sampling: Sampling,
+    prompt: Sequence[int],
+    draft_sampling: Sampling | None,
+) -> Iterator[tuple[Block, float]]:
+    """Every first block that there can be, with its probability."""
+    scripts: list[list[int]] = [[]]
+    while scripts:
+        draws = Enumerator(scripts.pop())
+        context = target.open(list(prompt))
+        pair, drawn_at = Pair(target, draft), draft_sampling or sampling
+        drafting = start(drafter, pair, list(prompt), None, drawn_at, context)
+        block = next_block(context, drafting, sampling, draws, 1 << 20, target.eos_ids)
+        scripts += draws.open
+        yield block, draws.prob
 
 
 @dataclass(frozen=True)
@@ -330,12 +358,14 @@ def two_tokens(
 ) -> tuple[int, int]:
     """The first two tokens of one run on table models: for drafters that cannot be enumerated.
 
-    A block that emits one token is completed from the target's own law.
+    A block that emits one token is completed from the target's own law, an end token by itself.
     """
     prompt = [0]
     context = target.open(prompt)
     drafting = start(drafter, Pair(target, draft), prompt, None, sampling, context)
-    text = next_block(context, drafting, sampling, draws, 1 << 20).token_ids
+    text = next_block(context, drafting, sampling, draws, 1 << 20, target.eos_ids).token_ids
+    if text[-1] in target.eos_ids:
+        text += text[-1:]
     if len(text) == 1:
         text += (draws.categorical(sampling.probs(target.next_logits([*prompt, *text]))),)
     return text[0], text[1]

@@ -18,8 +18,8 @@ class Distributions(NamedTuple):
     `draft` is the law that the token was drawn from, `left` the residual: what a correction is
     drawn from after this token, and all siblings before it, have been turned down. For a
     correction they are those of the last rejected token. None where nothing was drafted, or where
-    the drafter cannot say (a model of its own, or none); `left` also where the verifier is not
-    recursive.
+    the drafter cannot say (a model of its own, a part of the target's cache, or no model); `left`
+    also where the verifier is not recursive.
     """
 
     target: Tensor

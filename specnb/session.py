@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from specnb.decode import Decoding, Request
-from specnb.drafters import Drafter, NoDraft
+from specnb.drafters import Drafter, NoDraft, draws_a_tree
 from specnb.models.base import Pair
 from specnb.record import Record
 
@@ -24,7 +24,7 @@ class Session:
 
         Trees are drawn at temperature 1 where the text is greedy: at 0 a tree would be a chain.
         """
-        if request.sampling.temperature == 0 and getattr(drafter, "branches", False):
+        if request.sampling.temperature == 0 and draws_a_tree(drafter):
             drawn = request.draft_sampling or replace(request.sampling, temperature=1.0)
             request = replace(request, draft_sampling=drawn)
         return self._begin(request, self.pair, drafter)

@@ -4,10 +4,12 @@ from specnb.drafters.base import (
     Drafter,
     Drafting,
     NoDraft,
+    draws_a_tree,
     law_of,
     not_lossless,
     one_hot,
     parameter_ratio,
+    parts_of,
     start,
 )
 from specnb.drafters.bestfirst import BestFirst, BranchWhereUnsure
@@ -55,10 +57,12 @@ __all__ = [
     "TopKTree",
     "TreeDrafting",
     "conditioned",
+    "draws_a_tree",
     "law_of",
     "not_lossless",
     "one_hot",
     "parameter_ratio",
+    "parts_of",
     "start",
     "without_replacement_laws",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,6 +69,14 @@ def parameter_ratio(drafter: Drafter, pair: Pair) -> float | None:
     return ratio
 
 
+def draws_a_tree(drafter: Any) -> bool:
+    """Whether the target is offered several draws for one place, which are one at temperature 0.
+
+    A drafter whose nodes may get two children is taken for one, unless it says itself.
+    """
+    return bool(getattr(drafter, "draws_a_tree", getattr(drafter, "branches", False)))
+
+
 def opened(draft: Model, prompt: Any, image: Any, target: Context | None) -> Context:
     """The draft model's context on a prompt; without the picture where it has no eyes.
 
@@ -118,12 +126,18 @@ def one_hot(token: int, like: Tensor) -> Tensor:
     return torch.zeros_like(like).index_fill(-1, torch.tensor(token, device=like.device), 1.0)
 
 
+def parts_of(method: Any) -> Iterator[Any]:
+    """A method, and all that its fields hold: rules, other drafters, and what these hold."""
+    yield method
+    if is_dataclass(method) and not isinstance(method, type):
+        for one in fields(method):
+            yield from parts_of(getattr(method, one.name))
+
+
 def not_lossless(method: Any) -> str:
     """Why a method's output is not the target's, in words; "" for all but those of `specnb.lossy`.
 
     A drafter says it, its verification rule, or another drafter or rule that it holds.
     """
-    if why := getattr(method, "not_lossless", ""):
-        return str(why)
-    held = fields(method) if is_dataclass(method) and not isinstance(method, type) else ()
-    return next(filter(None, (not_lossless(getattr(method, one.name)) for one in held)), "")
+    found = (getattr(part, "not_lossless", "") for part in parts_of(method))
+    return str(next(filter(None, found), ""))

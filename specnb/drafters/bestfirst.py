@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from specnb.drafters.trees import Drawn, Level, _Tree, without_replacement_laws
+from specnb.drafters.trees import Drawn, Level, _OfDraftModel, without_replacement_laws
 from specnb.knobs import knob, rule_knob
 from specnb.sampling import Draws
 from specnb.stopping import entropy_bound
@@ -32,7 +32,7 @@ ROOT = Reach(1.0, 1.0, 0, 0)
 
 
 @dataclass(frozen=True)
-class _Unevenly(_Tree):
+class _Unevenly(_OfDraftModel):
     """Draws without replacement, a number of its own for each node of a level."""
 
     verify: str | Callable[..., Any] = field(

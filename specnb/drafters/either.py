@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specnb.arguments import shown
-from specnb.drafters.base import Drafter, Drafting, start
+from specnb.drafters.base import Drafter, Drafting, draws_a_tree, parameter_ratio, start
 from specnb.drafters.lookup import PromptLookup, PromptLookupDrafting
 from specnb.drafters.trees import Chain
 from specnb.models.base import Context, Pair
@@ -41,6 +41,15 @@ class Either:
         """Whether a node may get two children: not every model can score that."""
         return bool(getattr(self.otherwise, "branches", False))
 
+    @property
+    def draws_a_tree(self) -> bool:
+        """Whether several children of a node are draws: at temperature 0 they would be one."""
+        return draws_a_tree(self.otherwise)
+
+    def parameter_ratio(self, pair: Pair) -> float | None:
+        """That of the drafter behind: a lookup reads no parameters."""
+        return parameter_ratio(self.otherwise, pair)
+
     def start(
         self,
         pair: Pair,
@@ -66,10 +75,11 @@ class EitherDrafting:
         return self.otherwise.state
 
     def propose(self, draws: Draws, max_depth: int) -> DraftTree:
-        self.looked_up = self.lookup.matches(self.lookup.settings.ngram)
+        quote = self.lookup.continuation(whole=True)
+        self.looked_up = bool(quote)
         # A rule that learns from its drafts must know of a block that it did not draft.
         tree = self.otherwise.propose(draws, 0 if self.looked_up else max_depth)
-        return self.lookup.propose(draws, max_depth) if self.looked_up else tree
+        return self.lookup.quoted(quote, max_depth) if self.looked_up else tree
 
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
         self.lookup.commit(token_ids, n_accepted)

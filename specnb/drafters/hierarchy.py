@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from specnb.arguments import shown
-from specnb.drafters.base import Drafter, law_of, start
+from specnb.drafters.base import Drafter, NoDraft, law_of, parts_of, start
 from specnb.drafters.sparse import SparseSelf, given
-from specnb.drafters.trees import Chain, TreeDrafting, _Tree
+from specnb.drafters.trees import Chain, TreeDrafting, _OfDraftModel
 from specnb.models.base import Context, Pair
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import FixedLength, is_rule
@@ -29,7 +29,8 @@ class Hierarchy:
     inner: any drafter for that model: behind a `SparseSelf` one of the pair's draft model, such as
     `Chain(2)`; or `PromptLookup`, which needs none. What is offered follows the outer law token by
     token, because the inner rejections are followed by a draw from the residual; so the outer law
-    is what the target verifies against, and the text keeps the target's law.
+    is what the target verifies against, and the text keeps the target's law. A stopping rule of
+    `inner` learns from what the middle model keeps.
     """
 
     inner: Drafter = field(default_factory=lambda: Chain(2))
@@ -43,11 +44,16 @@ class Hierarchy:
             raise ValueError(
                 f"outer={shown(self.outer)}: the middle level is a SparseSelf or a Chain"
             )
-        small = isinstance(self.inner, _Tree) and not isinstance(self.inner, SparseSelf)
-        if small and isinstance(self.outer, Chain):
+        parts = list(parts_of(self.inner))
+        if isinstance(self.outer, Chain) and any(isinstance(p, _OfDraftModel) for p in parts):
             raise ValueError(
                 f"inner={self.inner!r}: the pair's draft model is the middle level of an outer "
                 "Chain, and a pair has no smaller one; give PromptLookup, or a SparseSelf as outer"
+            )
+        if isinstance(self.outer, SparseSelf) and any(isinstance(p, SparseSelf) for p in parts):
+            raise ValueError(
+                f"inner={self.inner!r}: it looks into a whole cache, and the middle level of an "
+                "outer SparseSelf has none; give Chain or PromptLookup"
             )
         if not isinstance(self.outer.stop, FixedLength) or self.outer.verify != "recursive":
             raise ValueError(
@@ -59,6 +65,8 @@ class Hierarchy:
     def branches(self) -> bool:
         """Whether the middle model must score a tree; the target is offered a chain."""
         return bool(getattr(self.inner, "branches", False))
+
+    draws_a_tree = False
 
     def parameter_ratio(self, pair: Pair) -> None:
         """None: the forwards of the middle and of the small model have no one ratio."""
@@ -87,14 +95,22 @@ class HierarchyDrafting:
         target: Context,
     ):
         self.settings, self.sampling, self.pair = settings, sampling, pair
+        own = isinstance(settings.outer, SparseSelf)
+        if not own and getattr(pair.draft, "kept", None) is not None:
+            raise ValueError(
+                "draft: its vocabulary is trimmed, and a middle level scores every id; give the "
+                "whole draft model, or a SparseSelf as outer"
+            )
         outer: Any = start(settings.outer, pair, prompt, image, sampling, target)
         self.outer: TreeDrafting = outer
         # What the middle model's own drafter may ask of a pair.
-        own = isinstance(settings.outer, SparseSelf)
         middle = pair.target if own else pair.draft
         assert middle is not None  # else the outer drafter has refused
         below = Pair(middle, pair.draft if own else None)
-        self.inner = start(settings.inner, below, prompt, image, sampling, self.outer.context)
+        context = self.outer.context
+        # Where the prompt is too long for the middle model, nothing is ever drafted.
+        inner = settings.inner if context else NoDraft()
+        self.inner = start(inner, below, prompt, image, sampling, context)
         self.target = target
 
     @property
@@ -108,8 +124,9 @@ class HierarchyDrafting:
         stopped_by = "length"
         if depth < wanted:
             stopped_by = "context" if room < max_depth else "budget"
-        # Models and the target's context are shared, all else is forgotten after the block.
-        shared = (self.pair.target, self.pair.draft, self.target)
+        # Models, the target's context and stopping rules are shared, all else is forgotten after
+        # the block.
+        shared = (self.pair.target, self.pair.draft, self.target, *_rules_in(self.inner))
         memo: dict[int, Any] = {id(thing): thing for thing in shared}
         tokens: list[int] = []
         laws: list[torch.Tensor] = []
@@ -144,3 +161,12 @@ class HierarchyDrafting:
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
         self.outer.commit(token_ids, n_accepted)
         self.inner.commit(token_ids, 0)
+
+
+def _rules_in(drafting: Any) -> Iterator[Any]:
+    """The stopping rules at work in a drafting, and in those that it holds."""
+    if isinstance(drafting, TreeDrafting):
+        yield drafting.rule
+    for name in ("inner", "otherwise"):
+        if (held := getattr(drafting, name, None)) is not None:
+            yield from _rules_in(held)

@@ -44,8 +44,12 @@ class PromptLookupDrafting:
         self.text = list(target.encode(prompt)[0])
 
     def propose(self, draws: Draws, max_depth: int) -> DraftTree:
+        return self.quoted(self.continuation(), max_depth)
+
+    def quoted(self, tokens: list[int], max_depth: int) -> DraftTree:
+        """What `continuation` has found, as a tree of at most `max_depth` levels."""
         wanted = self.settings.length
-        tokens = self._continuation()[: max(0, min(wanted, max_depth))]
+        tokens = tokens[: max(0, min(wanted, max_depth))]
         like = torch.empty(self.target.vocab_size)
         return DraftTree(
             tokens=tuple(tokens),
@@ -56,13 +60,12 @@ class PromptLookupDrafting:
             stopped_by="budget" if max_depth < wanted else "length",
         )
 
-    def matches(self, size: int) -> bool:
-        """Whether the text's last `size` tokens were said before, with something after them."""
-        return bool(self._continuation(size))
+    def continuation(self, whole: bool = False) -> list[int]:
+        """What stood after the last earlier occurrence of the text's ending; maybe nothing.
 
-    def _continuation(self, shortest: int = 1) -> list[int]:
-        """What stood after the last earlier occurrence of the text's ending; maybe nothing."""
-        text = self.text
+        whole: whether all of its `ngram` tokens must have been said before.
+        """
+        text, shortest = self.text, self.settings.ngram if whole else 1
         for size in range(min(self.settings.ngram, len(text) - 1), shortest - 1, -1):
             ending = text[-size:]
             for start in range(len(text) - size - 1, -1, -1):

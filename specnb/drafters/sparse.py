@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specnb.drafters.trees import Drawn, Level, TreeDrafting, _Tree
+from specnb.drafters.trees import TreeDrafting, _Chain
 from specnb.knobs import CHOICE, knob
 from specnb.models.base import Context, Pair
 from specnb.models.sparse import OVER, Selector, SinkRecent, SparseContext, check_spending
-from specnb.sampling import Draws, Sampling
+from specnb.sampling import Sampling
 
 
 @dataclass(frozen=True)
-class SparseSelf(_Tree):
+class SparseSelf(_Chain):
     """The target's own weights draft, and read `budget` slots of the target's cache.
 
     As TriForce's middle level (2404.11912) and MagicDec (2408.11049) do: what makes a target slow
@@ -37,22 +37,13 @@ class SparseSelf(_Tree):
         "all", kind=CHOICE, choices=OVER, words="where the budget is spent", kw_only=True
     )
 
-    branches = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_spending(self.select, self.budget, self.over)
 
-    @property
-    def depth(self) -> int:
-        return self.draft_length
-
     def parameter_ratio(self, pair: Pair) -> float:
         """1: a draft reads all of the target's weights; what it saves is cache."""
         return 1.0
-
-    def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
-        yield Drawn(0, draws.categorical(level.probs[0]), level.probs[0])
 
     def start(
         self,
@@ -81,10 +72,8 @@ class SparseDrafting(TreeDrafting):
     context: SparseContext
 
     def __init__(self, settings: SparseSelf, pair: Pair, sampling: Sampling, target: Context):
-        self.settings, self.sampling = settings, sampling
-        self.vocab_size, self.eos_ids = pair.target.vocab_size, pair.target.eos_ids
-        self.context = target.sparse(settings.select, settings.budget, settings.over)
-        self._follow_rule(pair.target)
+        context = target.sparse(settings.select, settings.budget, settings.over)
+        super().__init__(settings, pair.target, context, sampling, pair.target.eos_ids)
 
     def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
         self.context.follow()  # the target has its own keys and values of what it keeps

@@ -6,7 +6,7 @@ that each child was drawn from. `TreeDrafting` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ WHY = {  # what a verification rule asks of the drafts
 
 @dataclass(frozen=True)
 class _Tree:
-    """What all drafters with a model share. Subclasses say how deep, and `expand`.
+    """What all drafters that grow level by level share. Subclasses say how deep, and `expand`.
 
     stop: when a level is the last one. verify: by which rule the target takes the tree apart, the
     name of one that is exact for it, or a function `rule(tree, root_probs, node_probs, draws,
@@ -80,6 +80,11 @@ class _Tree:
         return True
 
     @property
+    def draws_a_tree(self) -> bool:
+        """Whether several children of a node are draws: at temperature 0 they would be one."""
+        return self.branches
+
+    @property
     def depth(self) -> int:
         """The most levels of a tree."""
         raise NotImplementedError
@@ -91,6 +96,11 @@ class _Tree:
     def worth_a_level(self, carried: Sequence[Any]) -> bool:
         """Whether nodes that carry this are worth one more forward of the drafter."""
         return True
+
+
+@dataclass(frozen=True)
+class _OfDraftModel(_Tree):
+    """A drafter whose tree the pair's draft model grows."""
 
     def child_law(self, probs: Tensor, earlier: Sequence[int], token: int) -> Tensor:
         """The law that `token` was drawn from: `probs` is the drafter's law at its parent,
@@ -105,43 +115,43 @@ class _Tree:
         sampling: Sampling,
         target: Context | None = None,
     ) -> TreeDrafting | TrimmedDrafting:
-        if pair.draft is None:
+        draft: Any = pair.draft
+        if draft is None:
             raise ValueError(
                 f"draft=None: {type(self).__name__} needs a draft model, "
                 "load the pair with draft=..."
             )
-        if (kept := getattr(pair.draft, "kept", None)) is None:
-            return TreeDrafting(self, pair, prompt, image, sampling, target)
-        return TrimmedDrafting(self, pair, kept, prompt, image, sampling, target)
+        kept = getattr(draft, "kept", None)
+        drawn_by = draft if kept is None else draft.narrow
+        # A drafter without eyes gets the text alone; left-in image tokens halve its efficiency.
+        try:
+            context = opened(drawn_by, prompt, image, target)
+        except PromptTooLong:
+            context = None  # drafting has ended before it began, decoding goes on
+        ends = pair.target.eos_ids
+        if kept is None:
+            return TreeDrafting(self, draft, context, sampling, ends)
+        return TrimmedDrafting(self, draft, context, sampling, ends)
 
 
 class TreeDrafting:
-    """Grows trees level by level: one drafter forward per level, over all of its nodes."""
+    """Grows trees level by level: one drafter forward per level, over all of its nodes.
+
+    `context` is that of the model that drafts, `draft`; without one `propose` finds no room.
+    """
 
     def __init__(
         self,
         settings: _Tree,
-        pair: Pair,
-        prompt: Any,
-        image: Any,
+        draft: Model,
+        context: Context | None,
         sampling: Sampling,
-        target: Context | None = None,
+        eos_ids: Set[int],
     ):
         self.settings, self.sampling = settings, sampling
-        draft = pair.draft
-        assert draft is not None  # as `start` has seen
-        self.vocab_size, self.eos_ids = draft.vocab_size, pair.target.eos_ids
-        # A drafter without eyes gets the text alone; left-in image tokens halve its efficiency.
-        try:
-            self.context = opened(draft, prompt, image, target)
-        except PromptTooLong:
-            # Drafting has ended before it began, decoding goes on: `propose` finds no room.
-            self.context = None  # type: ignore[assignment]  # see the line above
-        self._follow_rule(draft)
-
-    def _follow_rule(self, draft: Model) -> None:
-        """Starts the stopping rule, with the acceptance head of `draft` where it asks for it."""
-        stop = self.settings.stop
+        self.vocab_size, self.eos_ids = draft.vocab_size, eos_ids
+        self.context: Context = context  # type: ignore[assignment]  # used where there is room
+        stop = settings.stop
         self.rule = stop.start()
         self.asks_for_path = asks_for(self.rule, "path")
         self.head = _head(draft, stop) if asks_for(self.rule, "acceptance") else None
@@ -268,29 +278,23 @@ class TrimmedDrafting:
     """Drafts of a model that can say some ids only: its laws, and draws, are over these alone.
 
     `TreeDrafting` runs on the narrow model, for which the i-th of the `kept` ids is token i; what
-    comes out is written in the ids, and laws over the vocabulary, of all others.
+    comes out is written in the ids, and laws over the vocabulary, of all others. `context` is that
+    of the narrow model.
     """
 
     def __init__(
         self,
         settings: _Tree,
-        pair: Pair,
-        kept: tuple[int, ...],
-        prompt: Any,
-        image: Any,
+        draft: Any,
+        context: Context | None,
         sampling: Sampling,
-        target: Context | None,
+        eos_ids: Set[int],
     ):
-        whole: Any = pair.draft
-        narrow = Pair(pair.target, whole.narrow)
-        self.inner = TreeDrafting(settings, narrow, prompt, image, sampling, target)
-        self.kept, self.columns = kept, torch.tensor(kept)
-        self.vocab_size = whole.vocab_size
-        ends = pair.target.eos_ids
-        self.inner.eos_ids = frozenset(i for i, token in enumerate(kept) if token in ends)
-        self.inner.vocab_size = len(kept)
-        if self.inner.context:
-            self.inner.context = Numbered(self.inner.context, kept)
+        self.kept, self.columns = draft.kept, torch.tensor(draft.kept)
+        self.vocab_size = draft.vocab_size
+        ends = frozenset(i for i, token in enumerate(self.kept) if token in eos_ids)
+        numbered = Numbered(context, self.kept) if context else None
+        self.inner = TreeDrafting(settings, draft.narrow, numbered, sampling, ends)
 
     @property
     def context(self) -> Context:
@@ -336,20 +340,19 @@ class Numbered(Context):
 
 
 @dataclass(frozen=True)
-class Chain(_Tree):
-    """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192).
+class _Chain(_Tree):
+    """`draft_length` tokens, one after another, whichever model draws them."""
 
-    stop: a stopping rule, which is asked before each draw. verify: "recursive" judges token by
-    token; "block" keeps the longest prefix that passes as a whole (2403.10444), which is never
-    shorter on average; or a function of one's own, as `specnb.verify` describes it.
-    """
-
-    draft_length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
     verify: str | Callable[..., Any] = field(
         default="recursive", kw_only=True, metadata=rule_knob("recursive", "block")
     )
 
     branches = False
+
+    @property
+    def draft_length(self) -> int:
+        """How many tokens; a field of every chain."""
+        raise NotImplementedError
 
     @property
     def depth(self) -> int:
@@ -360,7 +363,19 @@ class Chain(_Tree):
 
 
 @dataclass(frozen=True)
-class _Branching(_Tree):
+class Chain(_Chain, _OfDraftModel):
+    """Speculative sampling's drafter: `draft_length` tokens, one after another (2211.17192).
+
+    stop: a stopping rule, which is asked before each draw. verify: "recursive" judges token by
+    token; "block" keeps the longest prefix that passes as a whole (2403.10444), which is never
+    shorter on average; or a function of one's own, as `specnb.verify` describes it.
+    """
+
+    draft_length: int = knob(5, least=1, upto=16, words="tokens drafted per block", unit="tokens")
+
+
+@dataclass(frozen=True)
+class _Branching(_OfDraftModel):
     """`branching[l]` children for every node of level l; (1, 1, 1) is a chain of three."""
 
     branching: tuple[int, ...] = knob((2, 2, 1), least=1, words="children per node, by level")
@@ -403,7 +418,7 @@ class GumbelTopK(_Branching):
 
 
 @dataclass(frozen=True)
-class StaticTree(_Tree):
+class StaticTree(_OfDraftModel):
     """A tree of a given shape, children drawn without replacement: Sequoia's (2402.12374).
 
     `parents` says which node each node follows, as in a `DraftTree` (-1 = the last committed
@@ -456,7 +471,7 @@ class StaticTree(_Tree):
 
 
 @dataclass(frozen=True)
-class StochasticBeam(_Tree):
+class StochasticBeam(_OfDraftModel):
     """RSD-S: `width` paths drawn without replacement by stochastic beam search (2402.14160).
 
     Kool et al. 1903.06059, algorithm 1: a path's perturbed log-probability is the maximum of its
@@ -550,6 +565,8 @@ class TopKTree(_Branching):
     verify: str | Callable[..., Any] = field(
         default="recursive", kw_only=True, metadata=rule_knob("recursive", "traversal")
     )
+
+    draws_a_tree = False
 
     def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
         wanted = min(self.branching[level.number], level.logits.shape[-1])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from specnb import smollm2
-from specnb.drafters import Chain, Drafter, PromptLookup, TopKTree
+from specnb.drafters import Chain, Drafter, PromptLookup, draws_a_tree, parts_of
 from specnb.lesson import prompts
 from specnb.lesson.config import RunConfig
 from specnb.methods import method, name_of
@@ -63,9 +63,7 @@ def remarks(cfg: RunConfig, pair: Pair) -> str:
     lines = ["drafts: by the draft model, one token after another"]
     if cfg.drafter:
         lines = [f"drafts: by {cfg.drafter}"]
-        found = chosen(cfg, pair)
-        draws_a_tree = getattr(found, "branches", False) and not isinstance(found, TopKTree)
-        if cfg.temperature == 0 and draws_a_tree:
+        if cfg.temperature == 0 and any(map(draws_a_tree, parts_of(chosen(cfg, pair)))):
             lines.append(
                 "temperature 0: a tree that is drawn has one child per node there, so it is a "
                 "chain; take TopKTree, or a temperature above 0"

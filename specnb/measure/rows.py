@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -11,7 +10,6 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from specnb import methods
+from specnb.drafters import parts_of
 from specnb.files import sum_of
 from specnb.models.base import Model, Pair
 from specnb.models.folders import fingerprint
@@ -114,7 +113,7 @@ def code_of(drafter: Any) -> str:
     not what their files import.
     """
     sources = set()
-    for cls in {base for one in _parts(drafter) for base in type(one).__mro__}:
+    for cls in {base for one in parts_of(drafter) for base in type(one).__mro__}:
         root = cls.__module__.split(".")[0]
         if root == "specnb" or root in sys.stdlib_module_names:
             continue
@@ -128,13 +127,6 @@ def code_of(drafter: Any) -> str:
                 "be known; put the class into a file"
             ) from None
     return hashlib.sha256("".join(sorted(sources)).encode()).hexdigest()[:16] if sources else ""
-
-
-def _parts(thing: Any) -> Iterator[Any]:
-    """A method, and all that its fields hold."""
-    yield thing
-    for field in dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ():
-        yield from _parts(getattr(thing, field.name))
 
 
 def models_of(pair: Pair) -> str:

@@ -203,7 +203,16 @@ class AdapterModel(HFModel):
         ids, _ = super().encode(prompt)
         if image is None:
             return ids, None
+        self._check_single(image)
         return self._behind(ids, self.look(prompt, image))
+
+    def _check_single(self, image: Any) -> None:
+        """Refuses several pictures: their features would be averaged as those of one."""
+        if isinstance(image, list | tuple) and len(image) > 1:
+            raise ValueError(
+                f"image: {len(image)} pictures, of which draft {self.path!r} can read one; give "
+                "one, or use a text-only drafter"
+            )
 
     def look(self, prompt: Any, image: Any) -> Tensor:
         """What the target's language model reads in the picture's places [n, its width]."""
@@ -222,6 +231,7 @@ class AdapterModel(HFModel):
         """
         if image is None or features is None:
             return super().open(prompt, image)
+        self._check_single(image)
         ids, extras = self._behind(super().encode(prompt)[0], features)
         if len(ids) > self.max_positions:
             raise PromptTooLong(

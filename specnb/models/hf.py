@@ -65,6 +65,7 @@ class HFModel:
 
     kept: tuple[int, ...] | None = None  # see `trimmed`
     narrow: HFModel | None = None
+    whole: HFModel | None = None  # the model that was trimmed
     columns: Tensor | None = None  # of the logits that it gives, where it is the narrow one
 
     def __init__(
@@ -152,10 +153,11 @@ class HFModel:
         said = torch.zeros(self.vocab_size, dtype=torch.bool)
         said[list(kept)] = True
         other._allow(said)
+        whole = self.whole or self
         width = self.module.get_output_embeddings().weight.shape[1]
-        other.n_parameters = self.n_parameters - (self.own_vocab_size - len(kept)) * width
-        other.runtime = f"{self.runtime}, {len(kept)} ids of {self.own_vocab_size}"
-        other.kept, other.narrow = kept, self._narrow(kept)
+        other.n_parameters = whole.n_parameters - (self.own_vocab_size - len(kept)) * width
+        other.runtime = f"{whole.runtime}, {len(kept)} ids of {self.own_vocab_size}"
+        other.kept, other.narrow, other.whole = kept, self._narrow(kept), whole
         return other
 
     def _narrow(self, kept: tuple[int, ...]) -> HFModel:

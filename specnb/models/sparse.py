@@ -257,6 +257,7 @@ class SparseContext(Context):
         Context.__init__(self, target.committed, target.max_positions, target.offset)
         self.target: Any = target
         self.model: Any = getattr(target, "model", None)
+        self.features = getattr(target, "features", None)  # of the pictures
         self.select, self.budget, self.over = select, budget, over
         self.numbers_read = 0  # of keys and values, summaries of them included
         self.follow()

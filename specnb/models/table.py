@@ -60,13 +60,13 @@ class TableModel:
 
         It has `kept`, those ids, and `narrow`, the model whose logits are over them alone.
         """
-        kept = kept_ids(self.path, k, ids, range(self.vocab_size))
+        kept = kept_ids(self.path, k, ids, self.kept or range(self.vocab_size))
         other, narrow = copy.copy(self), copy.copy(self)
         said = torch.zeros(self.vocab_size, dtype=torch.bool)
         said[list(kept)] = True
         other.logits = self.logits.masked_fill(~said, -torch.inf)
         other.n_parameters = len(self.logits) * len(kept)
-        narrow.columns = torch.tensor(kept)
+        narrow.columns, narrow.vocab_size = torch.tensor(kept), len(kept)
         other.kept, other.narrow = kept, narrow
         return other
 
@@ -74,7 +74,7 @@ class TableModel:
         """The logits after a text."""
         row = 0
         for token in ([0] * self.order + list(tokens))[len(tokens) :]:
-            row = row * self.vocab_size + token
+            row = row * self.logits.shape[1] + token
         found = self.logits[row]
         return found if self.columns is None else found[self.columns]
 
@@ -94,8 +94,9 @@ class TableModel:
         """A context on a prompt of token ids."""
         if image is not None:
             raise ValueError("image: a table model sees no images, leave it out")
-        if not prompt or not all(0 <= token < self.vocab_size for token in prompt):
-            raise ValueError(f"prompt={prompt!r}: give ids in 0..{self.vocab_size - 1}")
+        n_ids = self.logits.shape[1]  # of the whole vocabulary, though it is the narrow one
+        if not prompt or not all(0 <= token < n_ids for token in prompt):
+            raise ValueError(f"prompt={prompt!r}: give ids in 0..{n_ids - 1}")
         if len(prompt) > self.max_positions:
             raise PromptTooLong(
                 f"prompt: it has {len(prompt)} tokens, the table model reads at most "

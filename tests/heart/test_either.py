@@ -8,7 +8,17 @@ import pytest
 from toys import check_law
 
 from specnb import methods
-from specnb.drafters import Chain, Either, EitherDrafting, GumbelTopK, PromptLookup
+from specnb.drafters import (
+    Chain,
+    Either,
+    EitherDrafting,
+    GumbelTopK,
+    Hierarchy,
+    PromptLookup,
+    PromptLookupDrafting,
+    SparseSelf,
+    parameter_ratio,
+)
 from specnb.models import Pair, TableModel
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import AdaEDL
@@ -58,7 +68,32 @@ def test_a_long_match_is_looked_up_and_a_short_one_is_not():
     short = drafting((2, 1, 2, 0, 1))  # only the last token was said before
     tree = short.propose(Draws(0), 9)
     assert len(tree.tokens) == 4 and tree.forwards == 4
-    assert PromptLookup(2, 3).start(Pair(TARGET), [2, 1, 2, 0, 1], None, SAMPLED)._continuation()
+    assert PromptLookup(2, 3).start(Pair(TARGET), [2, 1, 2, 0, 1], None, SAMPLED).continuation()
+
+
+@pytest.mark.parametrize("prompt", [(0, 1, 2, 0, 1), (2, 1, 2, 0, 1)], ids=repr)
+def test_the_text_is_looked_through_once(prompt, monkeypatch):
+    looks = []
+    right = PromptLookupDrafting.continuation
+
+    def counted(self, *given, **more):
+        looks.append(given)
+        return right(self, *given, **more)
+
+    monkeypatch.setattr(PromptLookupDrafting, "continuation", counted)
+    drafting(prompt).propose(Draws(0), 9)
+    assert len(looks) == 1
+
+
+def test_parameters_read_are_those_of_the_drafter_behind():
+    """Not those of the pair's draft model, where another one drafts."""
+    assert parameter_ratio(Either(), Pair(TARGET, DRAFT)) == 1.0
+    small = Pair(TARGET, TableModel(DRAFT.logits[:1]))
+    behind = {Chain(2): 1 / 3, SparseSelf(): 1.0, Hierarchy(): None}
+    for otherwise, ratio in behind.items():
+        both = Either(PromptLookup(1, 2), otherwise)
+        assert parameter_ratio(both, small) == parameter_ratio(otherwise, small) == ratio
+        assert parameter_ratio(Either(PromptLookup(2, 2), both), small) == ratio
 
 
 def test_the_model_follows_the_text_while_the_lookup_drafts():

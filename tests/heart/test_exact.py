@@ -17,10 +17,22 @@ from toys import (
     table,
 )
 
+import specnb as sn
 from specnb import exact
 from specnb import verify as verify_module
-from specnb.drafters import Chain, GumbelTopK, IIDTree, NoDraft, PromptLookup, TopKTree
-from specnb.models import TableModel
+from specnb.drafters import (
+    BestFirst,
+    Chain,
+    Either,
+    GumbelTopK,
+    IIDTree,
+    NoDraft,
+    PromptLookup,
+    SinkRecent,
+    SparseSelf,
+    TopKTree,
+)
+from specnb.models import Pair, TableModel
 from specnb.sampling import Sampling
 from specnb.stopping import AdaEDL
 
@@ -136,6 +148,69 @@ def test_target_law_against_a_product_by_hand():
     joint = exact.target_law(table(rows), PLAIN, 3, prompt=(1,))
     for a, b, c in itertools.product(range(2), repeat=3):
         assert math.isclose(joint[a, b, c], rows[1][a] * rows[a][b] * rows[b][c], rel_tol=1e-12)
+
+
+# ---- the end of a text
+
+
+def decoded(target, draft, drafter, n_tokens, prompt) -> torch.Tensor:
+    """The joint law of whole runs of `Decoding`; an end token fills the places behind it."""
+
+    def decide(draws):
+        asked = sn.Request(list(prompt), sampling=PLAIN, max_new_tokens=n_tokens)
+        run = sn.Decoding(Pair(target, draft), asked, drafter)
+        run.draws = draws
+        while run.finish is None:
+            run.step()
+        return tuple(token for block in run.blocks for token in block.token_ids)
+
+    probs = torch.zeros((target.vocab_size,) * n_tokens, dtype=torch.float64)
+    for text, prob in walk(decide).items():
+        probs[(*text, *text[-1:] * (n_tokens - len(text)))] += prob
+    return probs
+
+
+ENDED = (
+    Chain(2),
+    Chain(3, verify="block"),
+    pytest.param(GumbelTopK((2, 1)), marks=pytest.mark.slow),
+    pytest.param(GumbelTopK((2, 1), verify="traversal"), marks=pytest.mark.slow),
+    pytest.param(IIDTree((2,), verify="kseq"), marks=pytest.mark.slow),
+    BestFirst(3),
+    PromptLookup(1, 2),
+    Either(PromptLookup(1, 2), Chain(2)),
+    SparseSelf(SinkRecent(0), 1, 2),
+    NoDraft(),
+)
+
+
+@pytest.mark.parametrize("drafter", ENDED, ids=repr)
+def test_an_end_token_ends_the_text_as_in_decoding(drafter):
+    target, draft = models(3, seed=1)
+    target.eos_ids = frozenset({2})
+    prompt = (0, 1, 0)
+    wanted = decoded(target, None, NoDraft(), 3, prompt)
+    assert wanted[2].sum() == wanted[2, 2, 2] > 0.1
+    assert torch.allclose(wanted, exact.target_law(target, PLAIN, 3, prompt), rtol=0, atol=1e-12)
+    found = check_law(target, draft, drafter, PLAIN, 3, clip=True, prompt=prompt)
+    check_law(target, draft, drafter, PLAIN, 2, prompt=prompt)
+    again = decoded(target, draft, drafter, 3, prompt)
+    assert torch.allclose(found.probs, again, rtol=0, atol=1e-12)
+
+
+def test_nothing_is_drawn_behind_an_accepted_end():
+    """So that a call gives one token less there, and no bonus is counted."""
+    target = table([[0.1, 0.9], [0.5, 0.5]])
+    target.eos_ids = frozenset({1})
+    found = check_law(target, target, Chain(2), PLAIN, n_tokens=2)
+    assert None not in {event[0] for event in found.outcomes} and found.outcomes["bonus",]
+    # Kept are "1", "0 1" or "0 0" and one more: 0.9 * 1 + 0.09 * 2 + 0.01 * 3.
+    assert exact.tokens_per_call(target, target, Chain(2), PLAIN) == pytest.approx(1.11)
+    lengths = exact.accepted_lengths(target, target, Chain(2), PLAIN)
+    assert lengths.tolist() == pytest.approx([0.0, 0.9, 0.1])
+    assert exact.distortion(target, target, Chain(2), PLAIN).largest_ratio == pytest.approx(1.0)
+    said = {exact.two_tokens(target, target, Chain(2), PLAIN, sn.Draws(seed)) for seed in range(99)}
+    assert said == {(1, 1), (0, 1), (0, 0)}
 
 
 # ---- trees

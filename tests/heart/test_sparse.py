@@ -14,6 +14,7 @@ from specnb import exact
 from specnb.drafters import (
     Chain,
     Chunks,
+    Either,
     GumbelTopK,
     Hierarchy,
     HierarchyDrafting,
@@ -23,11 +24,13 @@ from specnb.drafters import (
     SinkRecent,
     SparQ,
     SparseSelf,
+    TopKTree,
 )
 from specnb.methods import method, name_of
 from specnb.models import Pair, TableModel
 from specnb.models import table as table_models
 from specnb.sampling import Sampling
+from specnb.session import Session
 from specnb.stopping import AdaEDL
 from specnb.verify import Outcome, recursive_rejection
 
@@ -71,7 +74,7 @@ def test_what_is_drafted_is_the_law_of_the_tokens_that_are_read():
 
 def test_stopping_rules_and_rules_of_verification_apply():
     target = TableModel.random(3, order=3, seed=1)
-    for more in ({"stop": AdaEDL(0.5)}, {"verify": recursive_rejection}):
+    for more in ({"stop": AdaEDL(0.5)}, {"verify": recursive_rejection}, {"verify": "block"}):
         drafter = SparseSelf(SinkRecent(1), 2, 2, **more)
         check_law(target, None, drafter, PLAIN, 3, prompt=PROMPT)
 
@@ -178,6 +181,12 @@ def test_texts():
         ("Hierarchy(Chain(1), Chain(2))", "a pair has no smaller one; give PromptLookup"),
         ("Hierarchy(Chain(1), SparseSelf(stop=AdaEDL(0.4)))", "leave stop and verify out"),
         ("Hierarchy(AdaEDL(0.4))", "inner=.*: give a drafter"),
+        ("Hierarchy(Either(PromptLookup(), Chain(1)), Chain(2))", "a pair has no smaller one"),
+        ("Hierarchy(Hierarchy(Chain(1), SparseSelf()), Chain(2))", "a pair has no smaller one"),
+        ("Hierarchy(SparseSelf(), SparseSelf())", "give Chain or PromptLookup"),
+        ("Hierarchy(Either(PromptLookup(), SparseSelf()))", "give Chain or PromptLookup"),
+        ("Hierarchy(Hierarchy(Chain(1), SparseSelf()))", "give Chain or PromptLookup"),
+        ("SparseSelf(verify='traversal')", "choose 'recursive' or 'block'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(text, said):
@@ -219,6 +228,10 @@ DEEP = (
     Hierarchy(NoDraft(), LATEST),
     Hierarchy(PromptLookup(2, 2), LITTLE),
     Hierarchy(PromptLookup(2, 2), Chain(2)),
+    Hierarchy(LITTLE, Chain(2)),
+    Hierarchy(Chain(2, stop=AdaEDL(0.5)), LITTLE),
+    Hierarchy(Either(PromptLookup(2, 2), Chain(1)), LITTLE),
+    Hierarchy(Hierarchy(PromptLookup(2, 2), Chain(1)), LITTLE),
 )
 
 
@@ -321,3 +334,98 @@ def test_a_wrong_hierarchy_is_caught(old, new, monkeypatch):
     with pytest.raises((AssertionError, IndexError), match="law differs|out of bounds|mass"):
         for drafter in DEEP[:3]:
             check_law(target, small, drafter, PLAIN, 2, prompt=PROMPT)
+
+
+# ---- what an inner drafter keeps, and what it is started with
+
+
+def thresholds(drafter) -> list[float]:
+    """What the scores of each block's drafts were held against."""
+    target, small = models(6, seed=0)
+    request = sn.Request([0], sampling=PLAIN, max_new_tokens=40)
+    run = sn.Decoding(Pair(target, small), request, drafter)
+    found = []
+    while run.finish is None:
+        found.append(run.drafting.state[0])
+        fork = run.fork()
+        fork.step()
+        assert run.drafting.state[0] == found[-1]  # a fork learns for itself
+        run.step()
+    return found
+
+
+@pytest.mark.parametrize("behind_a_lookup", [False, True])
+def test_a_rule_inside_a_hierarchy_learns(behind_a_lookup):
+    """From what the middle model keeps of its drafts, as it does from a target without one."""
+    inner = Chain(2, stop=AdaEDL(0.1))
+    if behind_a_lookup:
+        inner = Either(PromptLookup(4, 2), inner)
+    moved = thresholds(Hierarchy(inner, SparseSelf(SinkRecent(1), 2)))
+    assert moved[0] == 0.1 and len(set(moved)) > len(moved) / 2
+    still = Chain(2, stop=AdaEDL(0.1, adaptive=False))
+    assert set(thresholds(Hierarchy(still, SparseSelf(SinkRecent(1), 2)))) == {0.1}
+
+
+def test_a_rule_inside_a_hierarchy_learns_once_per_round(monkeypatch):
+    """Each round of the middle model moves the threshold as the same round of a target does: where
+    the middle model is the target, block by block."""
+    target, small = models(4, order=2, seed=3)
+    rule = AdaEDL(0.3)
+    seen = []
+    right = type(rule.start()).update
+
+    def update(self, drafted, kept, most):
+        seen.append((drafted, kept, most))
+        right(self, drafted, kept, most)
+
+    monkeypatch.setattr(type(rule.start()), "update", update)
+    drafter = Hierarchy(Chain(2, stop=rule), SparseSelf(SinkRecent(0), 1024, 3))
+    run = sn.Decoding(Pair(target, small), sn.Request([0, 1], sampling=PLAIN), drafter)
+    tree = run.step().tree
+    told = [one for one in seen if one[0]]
+    assert tree.forwards >= len(told) > 0 and len(seen) == tree.forwards + 1
+    anew = rule.start()
+    for one in told:
+        right(anew, *one)
+    assert run.drafting.state == anew.state
+
+
+def test_a_middle_level_is_no_trimmed_model():
+    """One that scores some ids only cannot judge what is looked up; as the smallest it may be."""
+    target, small = models(4, order=2, seed=3)
+    pair = Pair(target, small.trimmed(2, (1, 3)))
+    for inner in (PromptLookup(1, 2), LITTLE):
+        with pytest.raises(ValueError, match="draft: its vocabulary is trimmed"):
+            sn.speculative(pair, [0, 1, 0], drafter=Hierarchy(inner, Chain(2)))
+    check_law(target, pair.draft, Hierarchy(Chain(2), LITTLE), PLAIN, 2, prompt=PROMPT)
+
+
+@pytest.mark.parametrize(
+    "drafter",
+    [Hierarchy(LITTLE, Chain(2)), Hierarchy(PromptLookup(1, 2), Chain(2)), Hierarchy(Chain(2))],
+    ids=name_of,
+)
+def test_a_prompt_too_long_for_the_draft_model_is_decoded(drafter):
+    target, small = models(4, seed=1)
+    pair = Pair(target, TableModel(small.logits, max_positions=2))
+    asked = {"sampling": PLAIN, "max_new_tokens": 6}
+    run = sn.speculative(pair, list(PROMPT), drafter=drafter, **asked)
+    assert len(run.token_ids) == 6
+    if isinstance(drafter.outer, Chain):
+        assert run.token_ids == sn.autoregressive(target, list(PROMPT), **asked).token_ids
+
+
+@pytest.mark.parametrize(
+    "inner", [Chain(2), GumbelTopK((2, 2)), TopKTree((2, 2))], ids=lambda inner: name_of(inner)
+)
+def test_a_greedy_middle_level_stays_greedy_in_a_session(inner):
+    """What the target is offered is a chain, whatever the smallest model grows."""
+    target, small = models(6, order=2, seed=0)
+    drafter = Hierarchy(inner, SparseSelf(SinkRecent(2), 6))
+    for method_ in (drafter, Either(PromptLookup(8, 2), drafter)):
+        pair, request = Pair(target, small), sn.Request([0], max_new_tokens=60)
+        shown = Session(pair).run(request, method_).record()
+        alone = sn.speculative(pair, [0], drafter=method_, max_new_tokens=60)
+        assert shown.blocks[0].n_accepted == alone.blocks[0].n_accepted
+        assert shown.metrics.block_efficiency == alone.metrics.block_efficiency
+        assert shown.settings == alone.settings

@@ -120,6 +120,21 @@ def test_a_fork_goes_on_by_itself():
     assert other.inner.context.context.length == 3
 
 
+def test_a_trimmed_model_is_trimmed_again():
+    """As if at once: what is kept of what was kept, and parameters of one head."""
+    twice, once = DRAFT.trimmed(3, (3, 1, 0)).trimmed(2, (2, 1, 3)), DRAFT.trimmed(2, (1, 3))
+    assert twice.kept == once.kept and twice.n_parameters == once.n_parameters
+    check_law(TARGET, twice, Chain(2), SAMPLED)
+    assert once.narrow.vocab_size == 2 and once.vocab_size == 4
+
+
+def test_a_record_says_that_the_draft_model_was_trimmed():
+    for draft, said in ((DRAFT, None), (DRAFT.trimmed(2, (1, 3)), 2)):
+        run = sn.speculative(Pair(TARGET, draft), [0], max_new_tokens=2)
+        assert run.settings.get("draft_ids") == said
+        assert sn.Record.from_json(run.to_json()) == run
+
+
 def test_what_cannot_be_kept_is_refused():
     for k, ids, words in (
         (0, (1, 2), "k=0"),
@@ -157,6 +172,10 @@ def test_the_narrow_model_has_the_same_logits(pair, runtime):
     assert int(torch.isfinite(wide).sum()) == 200
     assert small.n_parameters == draft.n_parameters - (draft.own_vocab_size - 100) * 128
     assert "100 ids of 990" in small.runtime
+    again = small.trimmed(8)
+    assert set(again.kept) < set(small.kept) and "990, 8" not in again.runtime
+    assert again.n_parameters == draft.trimmed(8).n_parameters
+    assert again.runtime == draft.trimmed(8).runtime
     with pytest.raises(ValueError, match="trim it in its pair"):
         small.beside(pair.target)
 

@@ -174,7 +174,8 @@ def test_plain_runs_are_decoded_once(pair, items, forwards):
 @pytest.mark.weights
 def test_trees_branch_in_greedy_text(pair, items):
     alone = sn.autoregressive(pair.target, items[0].prompt, items[0].image, max_new_tokens=24)
-    for method in (Method("RSD-C"), Method(OWN, path="GumbelTopK((3, 2, 1))")):
+    drawn, chosen = (Method(OWN, path=f"{name}((3, 2, 1))") for name in ("GumbelTopK", "TopKTree"))
+    for method in (Method("RSD-C"), drawn, chosen):
         run = Session(pair).run(question(items[0], temperature=0.0), method.drafter()).record()
         assert max(block.n_drafted for block in run.blocks) > 3
         assert run.token_ids == alone.token_ids
@@ -248,10 +249,14 @@ def test_a_forced_token_stands_in_the_text(pair, items):
         sn.IIDTree((3, 1), verify="kseq"),
         sn.TopKTree((2, 2)),
         sn.PromptLookup(),
+        sn.SparseSelf(sn.SinkRecent(4), 16),
+        sn.Hierarchy(sn.Chain(1), sn.SparseSelf(sn.SinkRecent(4), 16)),
     ],
     ids=lambda drafter: type(drafter).__name__,
 )
 def test_laws_computed_anew_equal_the_record(pair, items, drafter):
+    """Those of the draft model; what another one has drafted has none."""
+    by_another = isinstance(drafter, sn.PromptLookup | sn.SparseSelf | sn.Hierarchy)
     asked = {"sampling": sn.Sampling(0.8, top_p=0.95), "seed": 3, "max_new_tokens": 20}
     run = sn.Decoding(pair, sn.Request(items[0].prompt, items[0].image, **asked), drafter)
     while run.finish is None:
@@ -259,7 +264,9 @@ def test_laws_computed_anew_equal_the_record(pair, items, drafter):
     for row in run.record().tokens:
         laws = sn.replay.distributions_at(run, row)
         assert float(laws.target[row.token_id]) == pytest.approx(row.target_prob, abs=1e-5)
-        if row.node >= 0 and not isinstance(drafter, sn.PromptLookup):
+        if by_another:
+            assert laws.draft is None and laws.left is None
+        elif row.node >= 0:
             assert float(laws.draft[row.token_id]) == pytest.approx(row.draft_prob, abs=1e-5)
         if laws.left is not None:
             assert float(laws.left.sum()) == pytest.approx(1, abs=1e-5)

@@ -14,7 +14,8 @@ from places import ROOT
 from toys import check_law
 
 import specnb as sn
-from specnb.drafters import Chain, GumbelTopK, IIDTree
+from specnb.drafters import Chain, Either, GumbelTopK, Hierarchy, IIDTree, PromptLookup, SparseSelf
+from specnb.methods import name_of
 from specnb.models import TableModel
 from specnb.models.adapter import Adapted, pooled, save_adapter
 from specnb.models.hf import HFModel
@@ -101,7 +102,17 @@ def counted(pair, monkeypatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("drafter", [Chain(3), GumbelTopK((2, 1))], ids=repr)
+ONCE = (
+    Chain(3),
+    GumbelTopK((2, 1)),
+    Either(PromptLookup(2, 2), Chain(3)),
+    Hierarchy(Chain(2), SparseSelf()),
+    Hierarchy(PromptLookup(2, 2), Chain(2)),
+    Hierarchy(Hierarchy(PromptLookup(2, 2), Chain(2)), SparseSelf()),
+)
+
+
+@pytest.mark.parametrize("drafter", ONCE, ids=name_of)
 def test_a_picture_is_encoded_once(pair, monkeypatch, drafter):
     calls = counted(pair, monkeypatch)
     image, prompt = picture_and_prompt()
@@ -128,6 +139,18 @@ def test_the_count_sees_a_drafter_that_is_not_handed_the_features(pair, monkeypa
     image, prompt = picture_and_prompt()
     sn.speculative(pair, prompt, image, drafter=Chain(3), max_new_tokens=8)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_several_pictures_are_refused_in_words(pair, n):
+    """Two have no even grid; the grid of four would be averaged across their borders."""
+    image, prompt = picture_and_prompt()
+    with pytest.raises(ValueError, match=f"image: {n} pictures.*use a text-only drafter"):
+        sn.speculative(pair, prompt, [image] * n, drafter=Chain(3), max_new_tokens=4)
+    with pytest.raises(ValueError, match=f"image: {n} pictures"):
+        pair.draft.open(prompt, [image] * n)
+    one = [sn.speculative(pair, prompt, given, max_new_tokens=8) for given in (image, [image])]
+    assert one[0].tokens == one[1].tokens
 
 
 def test_greedy_texts_are_the_targets(pair):

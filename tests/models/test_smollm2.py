@@ -223,7 +223,16 @@ def test_a_drafter_by_its_text_is_what_drafts():
     assert lesson.chosen(cfg, pair) == sn.GumbelTopK((2, 1))
     assert lesson.methods(cfg, pair) == lesson.own(cfg) == {cfg.drafter: sn.GumbelTopK((2, 1))}
     assert "so it is a chain" in lesson.remarks(cfg, pair)
-    for drafter, temperature in (("TopKTree((2, 1))", 0.0), ("Chain(3)", 0.0), (cfg.drafter, 1.0)):
+    for inside in ("Either(PromptLookup(), {})", "Hierarchy({}, SparseSelf())"):
+        held = sn.RunConfig(temperature=0.0, drafter=inside.format(cfg.drafter))
+        assert "so it is a chain" in lesson.remarks(held, pair)
+    for drafter, temperature in (
+        ("TopKTree((2, 1))", 0.0),
+        ("Either(PromptLookup(), TopKTree((2, 1)))", 0.0),
+        ("Hierarchy(TopKTree((2, 1)), SparseSelf())", 0.0),
+        ("Chain(3)", 0.0),
+        (cfg.drafter, 1.0),
+    ):
         other = sn.RunConfig(temperature=temperature, drafter=drafter)
         assert f"by {drafter}" in lesson.remarks(other, pair)
         assert "so it is a chain" not in lesson.remarks(other, pair)
