@@ -149,6 +149,8 @@ class Decoding:
                 if model is not None and hasattr(model, "certificate")
             },
         }
+        if kept := getattr(pair.draft, "kept", None):
+            self.settings["draft_ids"] = len(kept)  # of a trimmed drafter
         if why := not_lossless(drafter):
             self.settings["not lossless"] = why
 

@@ -120,6 +120,13 @@ def test_a_fork_goes_on_by_itself():
     assert other.inner.context.context.length == 3
 
 
+def test_a_record_says_that_its_drafter_was_trimmed():
+    for draft, n in ((DRAFT.trimmed(2, (3, 1)), 2), (DRAFT, None)):
+        run = sn.speculative(Pair(TARGET, draft), [0], drafter=Chain(2), max_new_tokens=4)
+        assert run.settings.get("draft_ids") == n
+        assert sn.Record.from_json(run.to_json()).settings == run.settings
+
+
 def test_what_cannot_be_kept_is_refused():
     for k, ids, words in (
         (0, (1, 2), "k=0"),
@@ -127,6 +134,7 @@ def test_what_cannot_be_kept_is_refused():
         (1, (1, 1), "stands there twice"),
         (1, None, "give ids="),
         (1, (-1,), "ids=-1"),
+        (1, (98, 99), r"ids=\(98, 99\): .* can say none of them"),
     ):
         with pytest.raises(ValueError, match=words):
             DRAFT.trimmed(k, ids)
