@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from specnb.arguments import whole
 from specnb.decode import next_block
 from specnb.drafters import Chain, Drafter, GumbelTopK, IIDTree, start
 from specnb.models.base import Model, Pair
@@ -268,6 +269,7 @@ def distortion(
 
 
 MOST_SEQUENCES = 2_000_000  # of k draws without replacement, all held at once
+SUM_TOLERANCE = 1e-3  # of a law's sum to 1, as laws of bfloat16 need it
 
 
 def best_acceptance(
@@ -282,9 +284,12 @@ def best_acceptance(
     An optimal transport from the law of the drafts to the target's (2502.18779): by the theorem of
     the least cut it is 1 + min over sets H of tokens of target(H) - P(all drafts lie in H), and the
     least H holds the tokens with the smallest target / draft. `replacement=False`: draws without
-    replacement, of which all sequences are looked at; ValueError where there are too many of them.
+    replacement, of which all sequences are looked at. ValueError where there are too many of them,
+    for k < 1, and for what are not two laws over the same tokens.
     """
+    k = whole("k", k, 1)
     target, draft = target_probs.double(), draft_probs.double()
+    _check_laws(target, draft)
     k = min(k, int((draft > 0).sum())) if not replacement else k
     order = (target / draft).nan_to_num(nan=torch.inf).argsort()
     target, draft = target[order], draft[order]
@@ -299,6 +304,17 @@ def best_acceptance(
             )
         inside = _all_inside(draft, k)
     return float((1.0 + (target.cumsum(0) - inside).min()).clamp(0.0, 1.0))
+
+
+def _check_laws(target: Tensor, draft: Tensor) -> None:
+    """ValueError unless both are probabilities over the same tokens."""
+    if target.ndim != 1 or target.shape != draft.shape:
+        shapes = f"{tuple(target.shape)}, draft_probs {tuple(draft.shape)}"
+        raise ValueError(f"target_probs {shapes}: give two laws over the same tokens")
+    for name, law in (("target_probs", target), ("draft_probs", draft)):
+        # Written so that NaN, which compares with nothing, is wrong.
+        if not ((law >= 0).all() and abs(float(law.sum()) - 1.0) <= SUM_TOLERANCE):
+            raise ValueError(f"{name}: give probabilities that sum to 1, as in logits.softmax(-1)")
 
 
 def _all_inside(draft: Tensor, k: int) -> Tensor:

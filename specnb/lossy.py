@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from specnb.arguments import shown
 from specnb.drafters.trees import Chain, Drawn, Level
-from specnb.knobs import knob
+from specnb.knobs import knob, settle
 from specnb.outcome import Examined, Looks, Outcome
 from specnb.sampling import Draws
 from specnb.tree import DraftTree
@@ -29,9 +30,12 @@ class Typical:
     the token after the kept ones is drawn from the target's law.
     """
 
-    epsilon: float = 0.3
-    delta: float = 0.09
+    epsilon: float = knob(0.3, least=0, most=1, words="a token above this is always kept")
+    delta: float = knob(0.09, least=0, upto=1, words="the less, the more of an unsure target")
     not_lossless: ClassVar[str] = "keeps what is typical, and draws nothing"
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def __call__(
         self,
@@ -71,8 +75,11 @@ class Ensemble:
     For chains.
     """
 
-    weight: float = 0.3
+    weight: float = knob(0.3, least=0, most=1, words="of the drafter's law in the mixture")
     not_lossless: ClassVar[str] = "says what a mixture of target and drafter would say"
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def __call__(
         self,
@@ -94,8 +101,8 @@ class Ensemble:
 class DropsUnsure(Chain):
     """A confidence rule that looks at the drawn token, and drops it where that is below `least`.
 
-    A confidence that knows the token is its own probability, or `confidence` by token id. Dropping
-    belongs before the draw: see the two tokens of 2607.05147, appendix A.
+    A confidence that knows the token is its own probability, or `confidence`, one number by token
+    id. Dropping belongs before the draw: see the two tokens of 2607.05147, appendix A.
     """
 
     least: float = knob(0.3, least=0, most=1, words="a drawn token below this is dropped")
@@ -103,6 +110,11 @@ class DropsUnsure(Chain):
     not_lossless: ClassVar[str] = "drops a drawn token for what it is"
 
     def expand(self, level: Level, draws: Draws) -> Iterator[Drawn]:
+        if self.confidence and len(self.confidence) != level.probs.shape[-1]:
+            raise ValueError(
+                f"confidence={shown(self.confidence)}: give one number for each of the "
+                f"{level.probs.shape[-1]} token ids"
+            )
         for child in super().expand(level, draws):
             sure = self.confidence[child.token] if self.confidence else child.law[child.token]
             if sure >= self.least:

@@ -1,5 +1,25 @@
 """Measurements: `python -m specnb.bench SUBJECT [--json FILE]`; see `--help`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 KEPT = Path("runs/bench")  # rows of measurements that may be stopped and go on
+
+
+@contextmanager
+def running_as(dtype: str, threads: int) -> Iterator[None]:
+    """Models are loaded in this number format on a CPU, and run on so many threads; behind it all
+    is as it was."""
+    import torch
+
+    from specnb.models import settings
+
+    before = settings.dtype(), torch.get_num_threads()
+    settings.set_dtype(dtype)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        settings.set_dtype(before[0])
+        torch.set_num_threads(before[1])

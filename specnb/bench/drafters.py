@@ -12,15 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import specnb as sn
 from specnb.bench import KEPT
 from specnb.bench.quality import word_classes
-from specnb.measure import RowCache, turns
+from specnb.measure import Row, RowCache, costed, geometric_ratio, interval, row_of, turns
 from specnb.measure.rows import Setting, method_key, models_of, prompt_key
 from specnb.measure.runner import decode
-from specnb.measure.stats import by_prompt, ends, how_often
 from specnb.scenes import TASKS, examples
 
 ABOUT = (
@@ -39,15 +36,16 @@ QUOTING = ("conversation", "science")  # their prompts hold what answers repeat
 
 
 class DraftRow(NamedTuple):
-    """One run in figures; of each word class what was examined and what was accepted."""
+    """One run in figures, as in `Row`; of each word class what was examined and accepted."""
 
     prompt: str
     seed: int
     tokens: int
     calls: int
-    forwards: int
+    drafted: int
     accepted: int
     examined: int
+    forwards: int
     seconds: float
     function: int = 0
     function_right: int = 0
@@ -84,7 +82,7 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
         trimmed = {k: sn.Pair(first.target, model.trimmed(k)) for k in sizes}
         cut = {"all": (first, chain)} | {str(k): (pair, chain) for k, pair in trimmed.items()}
         costs = {name: _ratio_of(pair) for name, (pair, _) in cut.items()}
-        rows = _rows(cut, TASKS, n, kept)
+        rows = _rows(cut, TASKS, n, kept, plain=seconds)
         figures["vocabulary"] = {
             "c": costs,
             "cells": _cells(rows, costs),
@@ -95,7 +93,8 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
             "PromptLookup(3, 8)": sn.PromptLookup(3, 8),
             "Either": sn.Either(sn.PromptLookup(3, 8), sn.Chain(5)),
         }
-        rows = _rows({name: (first, side) for name, side in sides.items()}, QUOTING, n, kept)
+        looking = {name: (first, side) for name, side in sides.items()}
+        rows = _rows(looking, QUOTING, n, kept, plain=seconds)
         costs = dict.fromkeys(sides, _ratio_of(first))
         figures["lookup"] = {
             "cells": _cells(rows, costs),
@@ -165,38 +164,23 @@ def _rows(
 def _row(pair, item, drafter, sampling, asked: str, seed: int) -> DraftRow:
     run = decode(pair, item, drafter, sampling=sampling, max_new_tokens=MOST_NEW_TOKENS, seed=seed)
     classes = word_classes([run], [item])
-    words = {}
+    figures = row_of(run, asked, seed)._asdict()
     for name in WORDS:
         hits = classes.get(name, [])
-        words[name], words[f"{name}_right"] = len(hits), sum(hits)
-    return DraftRow(
-        asked,
-        seed,
-        tokens=len(run.token_ids),
-        calls=len(run.blocks),
-        forwards=sum(block.draft_forwards for block in run.blocks),
-        accepted=sum(row.verdict == "accepted" for row in run.tokens),
-        examined=sum(row.verdict in ("accepted", "rejected") for row in run.tokens),
-        seconds=run.seconds,
-        **words,
-    )
+        figures |= {name: len(hits), f"{name}_right": sum(hits)}
+    return DraftRow(**figures)
 
 
-def _interval(rows: Sequence[DraftRow], above: np.ndarray, below: np.ndarray) -> dict[str, float]:
-    """sum(above) / sum(below) with its 95 % interval over prompts."""
-    sums = by_prompt([row.prompt for row in rows], np.stack([above, below], 1))
-    drawn = how_often(len(sums)) @ sums
-    low, high = ends(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12))
-    return {"value": float(above.sum() / max(below.sum(), 1e-12)), "low": low, "high": high}
+def _share(rows: Sequence[Any], above: str, below: str) -> dict[str, float]:
+    """Sum of one column over that of another, with its 95 % interval over prompts."""
+    tops, bottoms = ([float(getattr(row, name)) for row in rows] for name in (above, below))
+    low, high = interval(tops, bottoms, [row.prompt for row in rows])
+    return {"value": sum(tops) / max(sum(bottoms), 1e-12), "low": low, "high": high}
 
 
-def _column(rows: Sequence[DraftRow], name: str) -> np.ndarray:
-    return np.array([getattr(row, name) for row in rows], float)
-
-
-def _cost(rows: Sequence[DraftRow], c: float) -> np.ndarray:
-    """What a run costs in target forwards, memory-bound: calls + c * draft forwards."""
-    return _column(rows, "calls") + c * _column(rows, "forwards")
+def _plain_rows(rows: Sequence[DraftRow]) -> list[Row]:
+    """Without the word classes."""
+    return [Row._make(row[: len(Row._fields)]) for row in rows]
 
 
 def _cells(rows: Rows, costs: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -205,18 +189,17 @@ def _cells(rows: Rows, costs: Mapping[str, float]) -> list[dict[str, Any]]:
         for name, own in cell.items():
             if name == "plain":
                 continue
-            tokens = _column(own, "tokens")
             line: dict[str, Any] = {
                 "task": task,
                 "sampling": label,
                 "drafter": name,
-                "alpha": _interval(own, _column(own, "accepted"), _column(own, "examined")),
-                "tau": _interval(own, tokens, _column(own, "calls")),
-                "mbsu": _interval(own, tokens, _cost(own, costs[name])),
+                "alpha": _share(own, "accepted", "examined"),
+                "tau": _share(own, "tokens", "calls"),
+                "mbsu": _share(costed(_plain_rows(own), costs[name]), "tokens", "seconds"),
             }
             for word in WORDS:
-                right, all_ = _column(own, f"{word}_right"), _column(own, word)
-                line[word] = _interval(own, right, all_) | {"n": int(all_.sum())}
+                n = sum(getattr(row, word) for row in own)
+                line[word] = _share(own, f"{word}_right", word) | {"n": n}
             lines.append(line)
     return lines
 
@@ -244,28 +227,16 @@ def _ratios(
 
 
 def _ratio(cells, mine: str, theirs: str, kind: str, costs) -> dict[str, float]:
-    """Geometric mean over cells of pooled mine / theirs, prompts resampled in pairs."""
-    logs, drawn = [], 0.0
-    rng = np.random.default_rng(0)
-    for cell in cells:
-        sums = []
-        for name in (mine, theirs):
-            own = cell[name]
-            below = {
-                "tau": lambda own=own, name=name: _column(own, "calls"),
-                "mbsu": lambda own=own, name=name: _cost(own, costs[name]),
-            }.get(kind, lambda own=own, name=name: _column(own, "seconds"))()
-            prompts = [row.prompt for row in own]
-            sums.append(by_prompt(prompts, np.stack([_column(own, "tokens"), below], 1)))
-        often = how_often(len(sums[0]), rng)
+    """Geometric mean over cells of pooled mine / theirs, prompts resampled in pairs. MBSU is the
+    speed where a run takes calls + c * draft forwards, in target forwards."""
 
-        def rate(part: np.ndarray) -> Any:
-            return np.log(part[..., 0] / part[..., 1])
+    def rows(cell: Mapping[str, Sequence[DraftRow]], name: str) -> list[Row]:
+        found = _plain_rows(cell[name])
+        return costed(found, costs[name]) if kind == "mbsu" else found
 
-        logs.append(float(rate(sums[0].sum(0)) - rate(sums[1].sum(0))))
-        drawn = drawn + rate(often @ sums[0]) - rate(often @ sums[1])
-    low, high = ends(np.exp(np.asarray(drawn) / len(cells)))
-    return {"": float(np.exp(np.mean(logs))), "_low": low, "_high": high}
+    figure = "block_efficiency" if kind == "tau" else "tokens_per_second"
+    found = geometric_ratio([(rows(cell, mine), rows(cell, theirs)) for cell in cells], figure)
+    return {"": found["ratio"], "_low": found["low"], "_high": found["high"]}
 
 
 # ------------------------------------------------------------------------------------- printing

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 
 import specnb as sn
 from specnb import smollm2, theory
-from specnb.bench import KEPT
+from specnb.bench import KEPT, running_as
 from specnb.drafters import Drafter, law_of, start
 from specnb.measure import Row, RowCache, in_turns, interval, pooled
-from specnb.models import settings
 from specnb.models.sparse import Selector
 from specnb.paths import ROOT
 from specnb.scenes import is_right, long_examples
@@ -55,8 +54,11 @@ THINGS = ("lamp", "chair", "ladder", "bottle", "clock", "basket", "hammer", "bla
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures, on `n` prompts per cell (10), in float32 on one thread; no seconds."""
-    torch.set_num_threads(1)
-    settings.set_dtype("float32")
+    with running_as("float32", 1):
+        return _measured(target, draft, n)
+
+
+def _measured(target: str, draft: str, n: int) -> dict:
     pair = sn.load_pair(target, draft, runtime="lean" if target else "auto")
     kept, n = RowCache(KEPT / "long_context.jsonl"), n or 10
     figures: dict[str, Any] = {"n": n, "cells": [], "traffic": [], "computed": computed()}

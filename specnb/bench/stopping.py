@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import specnb as sn
-from specnb.bench import KEPT
+from specnb.bench import KEPT, running_as
 from specnb.bench.trees import REAL, STORIES
 from specnb.measure import (
     KnownAcceptance,
@@ -39,7 +39,7 @@ from specnb.measure import (
 )
 from specnb.measure import calibration as calibration_of
 from specnb.measure.rollouts import Rule, Stored, Text, scores_of
-from specnb.models import calibration, settings
+from specnb.models import calibration
 from specnb.scenes import TASKS, examples
 
 TEMPERATURES = (0.0, 0.7, 1.0, 1.3)
@@ -103,11 +103,13 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     runs_as = calibration.choice(fresh=True) if seconds else SimpleNamespace(
         dtype="float32", threads=torch.get_num_threads()
     )  # fmt: skip
-    torch.set_num_threads(runs_as.threads)
-    settings.set_dtype(runs_as.dtype)
-    n = n or 20
+    with running_as(runs_as.dtype, runs_as.threads):
+        found = _measured(target, draft, n or 20, seconds)
+    return {"runs_as": f"{runs_as.dtype}, {runs_as.threads} thread(s)", **found}
+
+
+def _measured(target: str, draft: str, n: int, seconds: bool) -> dict:
     figures: dict[str, Any] = {"n": n, "pairs": {}}
-    figures["runs_as"] = f"{runs_as.dtype}, {runs_as.threads} thread(s)"
     items: dict[str, Sequence] = {task: examples(task, 2 * n, 3) for task in TASKS}
     pairs = [("embedded", sn.load_pair(target, draft), items)]
     if REAL.is_dir():

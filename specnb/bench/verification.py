@@ -14,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,8 +150,9 @@ def same_drafts(pair: sn.Pair, n: int, other: Drafter) -> dict:
                     run.step()
             for block in run.blocks:
                 if len(block.tree):
-                    ours.append(1 + sum(_kept_by_block(block)))
-                    theirs.append(1 + sum(_kept_by_token(block)))
+                    eos_ids = pair.target.eos_ids
+                    ours.append(_expected_tokens(block, _kept_by_block(block), eos_ids))
+                    theirs.append(_expected_tokens(block, _kept_by_token(block), eos_ids))
                     groups.append((task, number))
     low, high = interval(ours, theirs, groups)
     return {
@@ -161,6 +162,13 @@ def same_drafts(pair: sn.Pair, n: int, other: Drafter) -> dict:
         "low": low,
         "high": high,
     }
+
+
+def _expected_tokens(block: sn.Block, kept: Sequence[float], eos_ids: Set[int]) -> float:
+    """What a call is expected to give: the drafted tokens that are kept, and one of the target's,
+    but none behind a kept end of the text. `kept`: how likely each token of the chain is kept."""
+    ends = block.tree.tokens[-1] in eos_ids  # nothing is drafted behind an end
+    return 1.0 + sum(kept) - (kept[-1] if ends else 0.0)
 
 
 def _kept_by_token(block: sn.Block) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from specnb.arguments import whole
 from specnb.record import Record
 
 
@@ -46,9 +47,17 @@ def accepted_by_rank(records: Iterable[Record], most: int) -> tuple[float, ...]:
 
     For `best_tree`. The runs must have drawn `most` children at every node, as
     `GumbelTopK((most,))` does; where fewer tokens have probability > 0, the rest counts as not
-    accepted. ValueError where there is nothing to count.
+    accepted. ValueError where there is nothing to count, or no node has so many children: nothing
+    is known of ranks that were never drawn.
     """
-    return shares([place.rank for record in records for place in places_of(record)], most)
+    most = whole("most", most, 1)
+    places = [place for record in records for place in places_of(record)]
+    if places and (widest := max(place.n_children for place in places)) < most:
+        raise ValueError(
+            f"most={most}: in these runs no node has more than {widest} children; give runs of "
+            f"GumbelTopK(({most},)), or a smaller most"
+        )
+    return shares([place.rank for place in places], most)
 
 
 def shares(ranks: Sequence[int], most: int) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from specnb.drafters import Chain
+from specnb.drafters import Chain, StaticTree
 from specnb.measure.rows import Row, RowCache, Setting, models_of, prompt_key
 from specnb.measure.runner import decode
 from specnb.models.base import Pair
@@ -136,7 +136,8 @@ def follow(
     """Lets the target say something, and the drafter draft from every place of it.
 
     `item` has `prompt` and `image`, or is a text. `draft_sampling` is the drafter's, by default the
-    target's. ValueError where the pair has no draft model.
+    target's. ValueError where the pair has no draft model, or one whose positions end within the
+    longest draft: decoding would draft less there than a replay.
     """
     if pair.draft is None:
         raise ValueError("draft=None: a replay asks a draft model; load the pair with draft=...")
@@ -149,6 +150,11 @@ def follow(
     scores = pair.target.open(prompt, image).forward(ids[:-1], before)
     target = sampling.probs(torch.cat([scores.root[None], scores.nodes]))
     context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
+    if context.room < n + DEEPEST:
+        raise ValueError(
+            f"prompt: the draft model has {context.room} positions behind it, a text of {n} tokens "
+            f"with drafts of {DEEPEST} needs {n + DEEPEST}; give a shorter prompt or fewer tokens"
+        )
     scores = context.forward(ids[:-1], before)
     laws = [torch.cat([scores.root[None], scores.nodes])]
     draft = draft_sampling.probs(laws[0])
@@ -162,7 +168,7 @@ def follow(
         said.append(_one_each(draft_sampling.probs(laws[-1]), draws))
         parents = [n - 1 + depth * n + row for row in range(n)]
     raw = torch.stack(laws, 1)
-    head = getattr(pair.draft, "acceptance_head", lambda: None)()
+    head = _head_of(pair.draft)
     guess = head(raw) if head else torch.full(raw.shape[:2], torch.nan)
     raw = (raw if raw.dtype == torch.float64 else raw.float()).softmax(-1)
     overlap = torch.minimum(target, draft).sum(-1).double().numpy()
@@ -191,6 +197,15 @@ def follow(
         guess=guess.double().numpy()[row, column],
         ends=np.isin(tokens, sorted(pair.target.eos_ids)),
     )
+
+
+def _head_of(draft: Any) -> Any:
+    """The draft model's acceptance head; None without one, or where it cannot be used with these
+    logits, which only a rule that asks for it needs to know."""
+    try:
+        return getattr(draft, "acceptance_head", lambda: None)()
+    except ValueError:
+        return None
 
 
 def _ranks(
@@ -322,13 +337,15 @@ def replay_tree(text: Text, parents: Sequence[int]) -> list[Replayed]:
     """The target calls that a `StaticTree` of this shape would have made of this text.
 
     Nodes and forwards are those of the whole shape, as far as the budget of the text lets it grow:
-    that a drafted end of the text has nothing behind it is not taken off. At most RANKS children.
+    that a drafted end of the text has nothing behind it is not taken off. ValueError for what is no
+    shape, and for one with more than RANKS children at a node.
     """
+    parents = StaticTree(tuple(parents)).parents
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(parents):
         children.setdefault(parent, []).append(node)
     if max(map(len, children.values())) > RANKS:
-        raise ValueError(f"parents={tuple(parents)}: a replay knows at most {RANKS} siblings")
+        raise ValueError(f"parents={parents}: a replay knows at most {RANKS} siblings")
     levels = depths(parents)
     blocks, at, n = [], 0, len(text.rank)
     while at < n:

@@ -130,7 +130,7 @@ def code_of(drafter: Any) -> str:
 
 
 def models_of(pair: Pair) -> str:
-    """A sum over both models: their weights, number formats and runtimes."""
+    """A sum over both models: weights, number formats, runtimes, and what of them is used."""
     digest = hashlib.sha256()
     for model in (pair.target, pair.draft):
         digest.update(b"none" if model is None else _model(model).encode())
@@ -144,7 +144,8 @@ def _model(model: Model) -> str:
         content = hashlib.sha256(logits.numpy().tobytes()).hexdigest()
     else:
         raise ValueError(f"{model.path}: rows are kept by the weights, which are not in a folder")
-    return f"{content} {getattr(model, 'dtype', '')} {getattr(model, 'runtime', '')}"
+    names = ("dtype", "runtime", "kept", "n_placeholders")  # kept: the ids of a trimmed drafter
+    return " ".join([content, *(str(getattr(model, name, "")) for name in names)])
 
 
 @functools.cache

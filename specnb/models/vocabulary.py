@@ -23,8 +23,8 @@ def kept_ids(
     """The first `k` of the ids that are `allowed`, in ascending order.
 
     `ids` stand in the order in which they are wanted; without them that order is read from
-    frequent_ids.json in the folder `path`. ValueError where it is not there, or where there are
-    fewer than `k` ids.
+    frequent_ids.json in the folder `path`. ValueError where it is not there, where none of the ids
+    is allowed, or fewer than `k` are.
     """
     if ids is None:
         file = Path(path) / FREQUENT
@@ -38,4 +38,9 @@ def kept_ids(
     if len(set(ranked)) < len(ranked):
         raise ValueError("ids: one of them stands there twice; give each once")
     found = [token for token in ranked if token in allowed]
+    if not found:
+        raise ValueError(
+            f"ids={shown(ids)}: {path} can say none of them; give ids of its vocabulary that have "
+            "a word"
+        )
     return tuple(sorted(found[: whole("k", k, 1, len(found), " (ids that it may say)")]))

@@ -9,6 +9,8 @@ takes. `python -m specnb.training align` does all of it.
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -22,9 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from specnb import arguments
-from specnb.models.adapter import Adapted, save_adapter
+from specnb.models.adapter import Adapted, is_adapter, read_adapter, save_adapter
 from specnb.models.head import save_head
 from specnb.models.hf import HFModel
+from specnb.models.load import EMBEDDED, check_same_tokens, load_model
 from specnb.models.vocabulary import FREQUENT
 from specnb.training.answers import (
     ASKING,
@@ -35,7 +38,7 @@ from specnb.training.answers import (
     write_answers,
 )
 from specnb.training.data import pad
-from specnb.training.loop import Stage, train
+from specnb.training.loop import ROW_EVERY, Stage, train
 from specnb.training.losses import loss_of
 
 DRAFT_LENGTH = 5
@@ -50,7 +53,7 @@ class Recipe:
     loss, then: names of `LOSSES` or sums of them, as in "0.1 ce + 0.9 tv"; an empty `then` is the
     same loss. lr, then_lr: the highest learning rates of AdamW. batch: answers per step. blind: of
     the answers about a picture, the share that an adapter learns without it. seed: of the order of
-    the answers.
+    the answers. ValueError for numbers that cannot be.
     """
 
     loss: str = "kl"
@@ -67,8 +70,14 @@ class Recipe:
         loss_of(self.loss)
         if self.then:
             loss_of(self.then)
-        for name, least in (("steps", 1), ("then_steps", 0), ("batch", 1), ("seed", 0)):
-            arguments.whole(name, getattr(self, name), least)
+        settled: dict[str, Any] = {"seed": arguments.seed("seed", self.seed)}
+        for name, least in (("steps", 1), ("then_steps", 0), ("batch", 1)):
+            settled[name] = arguments.whole(name, getattr(self, name), least)
+        for name in ("lr", "then_lr"):
+            settled[name] = arguments.number(name, getattr(self, name), 0.0, above=True)
+        settled["blind"] = arguments.number("blind", self.blind, 0.0, 1.0)
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
 
     @property
     def stages(self) -> list[tuple[str, Stage]]:
@@ -130,6 +139,14 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.answers)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A sum over all that is learned from."""
+        found = hashlib.sha256(repr((self.prompts, self.answers, self.temperatures)).encode())
+        for tensor in (self.hidden, self.head, self.forbidden, self.features):
+            found.update(b"none" if tensor is None else tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def target_logits(self, hidden: Tensor) -> Tensor:
         """The target's logits [n, vocab] of its hidden states; ids that it never says are -inf."""
@@ -275,11 +292,25 @@ def train_on(
 
     `work` holds checkpoints (one per stage, finished ones stay) and `metrics.jsonl`, with the loss
     and the mean acceptance of batches, and every `check_every` steps the figures of `held_out`,
-    all as they were before the step changed the weights.
+    all as they were before the step changed the weights. ValueError where `check_every` is not a
+    multiple of ROW_EVERY, where the drafter lacks ids that the target may say, and where what lies
+    in `work` was made by another recipe, from another start or with other answers.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    if arguments.whole("check_every", check_every, 1) % ROW_EVERY:
+        raise ValueError(
+            f"check_every={check_every}: give a multiple of {ROW_EVERY}, the steps between two "
+            "rows of metrics.jsonl"
+        )
     if getattr(module, "projector", None) is not None and answers.features is None:
         raise ValueError("draft: an adapter learns from pictures, and these prompts have none")
+    check_vocabulary(module, ~answers.forbidden)
+    work.mkdir(parents=True, exist_ok=True)
+    origin = {
+        "start": _digest(module),
+        "answers": answers.digest,
+        "seed": recipe.seed,
+        "blind": recipe.blind,
+    }
     for name, stage in recipe.stages:
         loss = loss_of(name)
 
@@ -288,11 +319,11 @@ def train_on(
             draw = np.random.default_rng((recipe.seed, stage.data + step, 1))
             blind = torch.from_numpy(draw.random(len(batch.ids)) < recipe.blind)
             theirs = answers.target_logits(batch.hidden)
-            ours = draft_logits(module, batch, blind)
+            ours = _of_width(draft_logits(module, batch, blind), theirs.shape[-1])
             value = loss(theirs, ours, torch.ones(len(ours), dtype=torch.bool))
             figures: dict[str, Any] = {}
             last = step + 1 == stage.steps
-            if (step + 1) % 20 == 0 or last:
+            if (step + 1) % ROW_EVERY == 0 or last:
                 with torch.no_grad():
                     overlap = torch.minimum(theirs.softmax(-1), ours.float().softmax(-1))
                 figures["acceptance"] = float(overlap.sum(-1).mean())
@@ -300,8 +331,27 @@ def train_on(
                 figures |= {f"held_out_{k}": v for k, v in held_out(module, watched).items()}
             return value, figures
 
-        train(stage, module, step_of, work)
+        train(stage, module, step_of, work, origin=origin)
     return {} if watched is None else held_out(module, watched)
+
+
+def check_vocabulary(module: Any, allowed: Tensor) -> None:
+    """ValueError where a drafter lacks ids that the target may say, `allowed` [vocab]."""
+    n_own = len(module.get_output_embeddings().weight)
+    if n_missing := int(allowed[n_own:].sum()):
+        raise ValueError(
+            f"draft: its vocabulary has {n_own} ids, and lacks {n_missing} that the target may "
+            "say; train one over the target's vocabulary, as `new_drafter` and `inherit` make them"
+        )
+
+
+def _digest(module: nn.Module) -> str:
+    """A sum over all parameters and their names."""
+    found = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        found.update(name.encode())
+        found.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def said_most(answers: Answers) -> list[int]:
@@ -317,8 +367,7 @@ def save(module: Any, target: Any, answers: Answers, out: Path, about: dict[str,
     bf16 = copy.deepcopy(module.language if seeing else module).to(torch.bfloat16)
     bf16.save_pretrained(out)
     target.tokenizer.save_pretrained(out)
-    for name in ("chat_template.jinja",):  # the target's own is followed
-        (out / name).unlink(missing_ok=True)
+    (out / "chat_template.jinja").unlink(missing_ok=True)  # the target's own is followed
     (out / FREQUENT).write_text(json.dumps(said_most(answers)) + "\n")
     (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     if seeing:
@@ -378,51 +427,43 @@ def align(
     """A drafter for `target`, trained on what the target itself says; the folder it is written to.
 
     target: folder or hub id, the embedded one where it is empty. draft: what training starts from,
-    a folder with a Llama, a `LlamaForCausalLM` (as from `inherit` or `new_drafter`), or empty for
-    a new one of one layer. prompts: texts, or items with `prompt` and `image`; for the embedded
-    target by default `n` of its world. One in 16 is held out of training. work: where answers,
-    checkpoints and `metrics.jsonl` go; a killed run that is started again goes on there. out: the
-    finished folder, `work`/drafter by default. sees: whether it is to be an adapter on the target's
-    vision features.
+    a folder with a Llama or, with `sees`, an adapter, a `LlamaForCausalLM` (as from `inherit` or
+    `new_drafter`), or empty for a new one of one layer. prompts: texts, lists of messages, or items
+    with `prompt` and `image`; for the embedded target by default `n` of its world. One in 16 is
+    held out of training. work: where answers, checkpoints and `metrics.jsonl` go; a killed run that
+    is started again goes on there. out: the finished folder, `work`/drafter by default. asking: how
+    the target is asked, in smaller batches where prompts are too few for its temperatures. sees:
+    whether it is to be an adapter on the target's vision features.
 
-    ValueError where there are no prompts, or too few, or where what lies in `work` was made with
-    other settings.
+    ValueError where there are no prompts, or too few, where there is no such target or draft, and
+    where what lies in `work` was made with other settings; before the target is asked anything,
+    wherever that can be known.
     """
-    from specnb.models.load import EMBEDDED, load_model
-
     folder, embedded = Path(work), not target
-    goal = load_model(
-        target or str(EMBEDDED / "target"),
-        dtype="float32",
-        device="cpu",
-        runtime="transformers",
-        certify=False,
-    )
+    goal = _loaded(target or str(EMBEDDED / "target"))
     if prompts is None:
         if not embedded:
             raise ValueError("prompts=None: give texts, some hundred at least, for this target")
+        n = arguments.whole("n", n, 1)
+        asking, check = asking.spread(n), replace(asking, temperatures=(0.0, 1.0))
         asked = scene_prompts(n, 2_000, asking.batch)
-        kept = scene_prompts(max(128, n // 16), 2_500, asking.batch)
+        kept = scene_prompts(max(128, n // 16), 2_500, check.batch)
     else:
-        rows = [_asked(item) for item in prompts]
+        rows = [_asked(i, item) for i, item in enumerate(prompts)]
         asked = [row for i, row in enumerate(rows) if i % 16 != 15]
         kept = rows[15::16]
-        if not kept:
-            raise ValueError(f"prompts: {len(rows)} are too few; give 16 at least, better 1,000")
+        if len(kept) < 2:  # one for each temperature of the figures
+            raise ValueError(f"prompts: {len(rows)} are too few; give 32 at least, better 1,000")
+        check = replace(asking, temperatures=(0.0, 1.0)).spread(len(kept))
+        asking = asking.spread(len(asked))
+    if sees and asked[0].image is None:
+        raise ValueError("sees=True: these prompts have no pictures; leave it out")
+    module = _start(draft, goal, recipe.seed, sees)
     write_answers(goal, asked, folder / "answers", asking)
-    write_answers(goal, kept, folder / "held_out", replace(asking, temperatures=(0.0, 1.0)))
+    write_answers(goal, kept, folder / "held_out", check)
     answers, watched = Answers(folder / "answers"), Answers(folder / "held_out")
-    module = draft
-    if isinstance(draft, str | Path):
-        module = new_drafter(goal, seed=recipe.seed)
-        if draft:
-            from transformers import AutoModelForCausalLM
-
-            module = AutoModelForCausalLM.from_pretrained(str(draft), dtype=torch.float32)
-    module.set_attn_implementation("eager")  # rows are short: a fifth faster on the CPU
-    if sees:
-        if answers.features is None:
-            raise ValueError("sees=True: these prompts have no pictures; leave it out")
+    if sees and not isinstance(module, Adapted):
+        assert answers.features is not None  # `sees` was held against the prompts
         torch.manual_seed(recipe.seed)
         module = Adapted(module, answers.features.shape[-1], math.isqrt(answers.features.shape[1]))
     figures = train_on(module, answers, folder, recipe, watched)
@@ -436,7 +477,47 @@ def align(
     return place
 
 
-def _asked(item: Any) -> Asked:
-    if isinstance(item, str):
-        return Asked(item)
-    return Asked(item.prompt, getattr(item, "image", None), getattr(item, "task", ""))
+def _loaded(folder: str) -> HFModel:
+    """A model as it is trained with: in float32, on the CPU, in transformers' own code."""
+    return load_model(folder, dtype="float32", device="cpu", runtime="transformers", certify=False)
+
+
+def _start(draft: Any, target: HFModel, seed: int, sees: bool) -> Any:
+    """The module that training starts from; ValueError where `draft` is none for this target."""
+    adapter = False
+    if isinstance(draft, str | Path) and str(draft):
+        found, adapter = _loaded(str(draft)), is_adapter(draft)
+        check_same_tokens(target, found)
+        if found.sees_images and not adapter:
+            raise ValueError(f"draft={str(draft)!r}: it is no language model alone; give a Llama")
+        if adapter and not sees:
+            raise ValueError(
+                f"draft={str(draft)!r}: it is an adapter, which learns from pictures; say so "
+                "(sees=True, --sees)"
+            )
+        module = found.beside(target).module  # an adapter refuses a target with other eyes
+    elif isinstance(draft, str | Path):
+        module = new_drafter(target, seed=seed)
+    elif hasattr(draft, "set_attn_implementation"):
+        module = draft
+    else:
+        given = arguments.shown(draft)
+        raise ValueError(f"draft={given}: give a folder, or a LlamaForCausalLM")
+    module.set_attn_implementation("eager")  # rows are short: a fifth faster on the CPU
+    check_vocabulary(module, target.allowed)
+    return read_adapter(module, draft) if adapter else module
+
+
+def _asked(number: int, item: Any) -> Asked:
+    """A prompt of one's own, of whatever kind; ValueError says which one is none."""
+    if isinstance(item, dict):
+        raise ValueError(
+            f"prompts[{number}]={arguments.shown(item)}: give a text, a list of messages, or "
+            "Asked(prompt, image)"
+        )
+    image, task = getattr(item, "image", None), getattr(item, "task", "")
+    try:
+        prompt = arguments.prompt(getattr(item, "prompt", item))
+    except ValueError as error:
+        raise ValueError(f"prompts[{number}]: {error}") from None
+    return Asked(prompt, image, task)

@@ -1,9 +1,8 @@
 """What a target says to prompts, kept so that a drafter can learn from it without the target.
 
-Of every answer token the target's last hidden state (fp16) and the log-sum-exp of its logits are
-kept: `hidden @ head.T - lse` are its log-probabilities, over all ids or over some of them, and no
-forward of the target is needed while training. One file per batch, written whole or not at all, so
-that a killed run goes on where it was.
+Of every answer token the target's last hidden state (fp16) is kept: `hidden @ head.T` are its
+logits, over all ids or over some of them, and no forward of the target is needed while training.
+One file per batch, written whole or not at all, so that a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from specnb import arguments
+from specnb.models.pictures import as_pictures
 
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0)
 MOST_NEW_TOKENS = 100
@@ -36,12 +38,32 @@ class Asked(NamedTuple):
 @dataclass(frozen=True)
 class Asking:
     """What decides which answers are written. The i-th batch is answered at the i-th temperature,
-    over and over; `seed` is that of the draws."""
+    over and over; `seed` is that of the draws. ValueError for numbers that cannot be."""
 
     temperatures: tuple[float, ...] = TEMPERATURES
     max_new_tokens: int = MOST_NEW_TOKENS
     batch: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.temperatures, tuple | list) or not self.temperatures:
+            given = arguments.shown(self.temperatures)
+            raise ValueError(f"temperatures={given}: give one at least, as in (0.0, 1.0)")
+        settled = {
+            "temperatures": tuple(
+                arguments.number(f"temperatures[{i}]", one, 0.0)
+                for i, one in enumerate(self.temperatures)
+            ),
+            "max_new_tokens": arguments.whole("max_new_tokens", self.max_new_tokens, 1),
+            "batch": arguments.whole("batch", self.batch, 1),
+            "seed": arguments.seed("seed", self.seed),
+        }
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    def spread(self, n: int) -> Asking:
+        """The same for `n` prompts, in batches so small that every temperature has one."""
+        return replace(self, batch=min(self.batch, max(1, n // len(self.temperatures))))
 
 
 ASKING = Asking()
@@ -72,9 +94,23 @@ def write_answers(
 ) -> None:
     """The target's answers to all prompts, one file per batch; files that exist are kept.
 
-    `target` is an `HFModel`; prompts are templated by it. Raises ValueError where `folder` holds
-    answers of another target, asking or list of prompts.
+    `target` is an `HFModel`; prompts are templated by it. Raises ValueError, before anything is
+    written, where there are no prompts, where they differ in how many pictures they have or have
+    some for a target without eyes, where the target's logits are not the product of its last hidden
+    states and its head, and where `folder` holds answers of another target, asking or list of
+    prompts.
     """
+    if not asked:
+        raise ValueError("prompts: there are none; give one at least")
+    numbers_of_pictures = sorted({len(_pictures(row)) for row in asked})
+    if len(numbers_of_pictures) > 1:
+        raise ValueError(
+            f"prompts: some have {numbers_of_pictures[0]} pictures and some have "
+            f"{numbers_of_pictures[1]}; train on prompts that all have as many"
+        )
+    if numbers_of_pictures[0] and not target.sees_images:
+        raise ValueError(f"prompts: target {target.path!r} sees no pictures; leave them out")
+    check_head(target, asked[0])
     folder.mkdir(parents=True, exist_ok=True)
     check_origin(folder, target, asked, asking)
     head = target.module.get_output_embeddings().weight.detach().float().contiguous()
@@ -94,13 +130,33 @@ def write_answers(
         temporary.rename(path)
 
 
+def _pictures(row: Asked) -> list[Any]:
+    return [] if row.image is None else as_pictures(row.image)
+
+
+@torch.inference_mode()
+def check_head(target: Any, row: Asked) -> None:
+    """ValueError where the target does more to its hidden states than multiply by its head (a
+    scale, a soft cap, a bias): what is kept of answers would give another distribution."""
+    module = target.module
+    ids = torch.tensor([target.encode(row.prompt)[0]], device=module.device)
+    logits = module(input_ids=ids).logits[0, -1].float()
+    hidden = module.base_model(input_ids=ids).last_hidden_state[0, -1].float()
+    product = module.get_output_embeddings().weight.float() @ hidden
+    if (logits - product).abs().max() > 1e-3 * max(1.0, float(logits.abs().max())):
+        raise ValueError(
+            f"target {target.path!r}: its logits are not the product of its last hidden state and "
+            "its head, from which a drafter would learn; give a Llama-type target"
+        )
+
+
 def check_origin(folder: Path, target: Any, asked: Sequence[Asked], asking: Asking) -> None:
     """Writes what the answers depend on into the folder, or holds it against what stands there."""
     digest = hashlib.sha256()
     for row in asked:
         digest.update(repr(row.prompt).encode())
-        if row.image is not None:
-            digest.update(row.image.tobytes())
+        for picture in _pictures(row):
+            digest.update(picture.tobytes())
     weights = hashlib.sha256()
     for parameter in (target.module.get_output_embeddings().weight, *target.module.parameters()):
         weights.update(parameter.detach().double().sum().numpy().tobytes())
@@ -133,13 +189,12 @@ def answer_batch(
     max_new_tokens: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Answers to prompts that all have a picture, or none: flat tensors with lengths.
+    """Answers to prompts that all have as many pictures, or none: flat tensors with lengths.
 
     `prompt`/`answer` are ids of all rows one after another, `prompt_n`/`answer_n` [rows] their
-    lengths, the prompts as a text-only drafter reads them; `hidden` [answer tokens, width] in fp16
-    and `lse` [answer tokens] belong to the position that said the token; `features`
-    [rows, image tokens, width], where there are pictures, are what the target's language model
-    reads in their place.
+    lengths, the prompts as a text-only drafter reads them; `hidden` [answer tokens, width], in
+    fp16, belongs to the position that said the token; `features` [rows, image tokens, width], where
+    there are pictures, are what the target's language model reads in their place.
     """
     from transformers import DynamicCache
 
@@ -157,7 +212,7 @@ def answer_batch(
         extras["pixel_values"] = pictures.to(module.device, module.dtype)
     cache: Any = DynamicCache()
     forbidden = ~target.allowed
-    hidden_of, lse_of, said = [], [], []
+    hidden_of, said = [], []
     ended = torch.zeros(len(asked), dtype=torch.bool)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     feed: dict[str, Any] = {"input_ids": ids, **extras}
@@ -175,7 +230,6 @@ def answer_batch(
             probs = (logits / temperature).softmax(-1)
             token = torch.multinomial(probs, 1, generator=generator)[:, 0]
         hidden_of.append(hidden.half())
-        lse_of.append(logits.logsumexp(-1))
         said.append(torch.where(ended, -1, token))
         ended |= torch.isin(token, torch.tensor(eos_ids))
         if ended.all():
@@ -191,7 +245,6 @@ def answer_batch(
         "answer": answers[kept].int(),
         "answer_n": kept.sum(1).int(),
         "hidden": torch.stack(hidden_of, 1)[kept],
-        "lse": torch.stack(lse_of, 1)[kept],
     }
     if extras:
         features = target.image_features(extras)

@@ -93,9 +93,10 @@ def train_head(
         certify=False,
     )
     folder = Path(work)
-    write_answers(target, scene_prompts(n, 2_000, ASKING.batch), folder / "answers")
-    kept = scene_prompts(max(128, n // 16), 2_500, ASKING.batch)
-    write_answers(target, kept, folder / "held_out", replace(ASKING, temperatures=(0.0, 1.0)))
+    asking = ASKING.spread(n)
+    write_answers(target, scene_prompts(n, 2_000, asking.batch), folder / "answers", asking)
+    kept, watching = max(128, n // 16), replace(asking, temperatures=(0.0, 1.0))
+    write_answers(target, scene_prompts(kept, 2_500, asking.batch), folder / "held_out", watching)
     answers, watched = Answers(folder / "answers"), Answers(folder / "held_out")
     head, figures = fit_head(_module(Path(draft)), answers, watched)
     save_head(draft, *head)

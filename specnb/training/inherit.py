@@ -81,16 +81,22 @@ def inherit(
         out = a.o_proj.weight.float().view(config.hidden_size, config.num_key_value_heads, -1)
         kv = strongest(out.norm(dim=(0, 2)), n["heads"])
         queries = (kv[:, None] * group + torch.arange(group)).flatten()
-        rows = m.gate_proj.weight.float().norm(dim=1) * m.up_proj.weight.float().norm(dim=1)
-        cells = strongest(rows * m.down_proj.weight.float().norm(dim=0), n["intermediate"])
+        sizes = m.gate_proj.weight.float().norm(dim=1) * m.up_proj.weight.float().norm(dim=1)
+        cells = strongest(sizes * m.down_proj.weight.float().norm(dim=0), n["intermediate"])
         of_kv, of_q = (_rows(which, config.head_dim) for which in (kv, queries))
-        ours.self_attn.q_proj.weight.copy_(a.q_proj.weight[of_q][:, dims])
-        ours.self_attn.k_proj.weight.copy_(a.k_proj.weight[of_kv][:, dims])
-        ours.self_attn.v_proj.weight.copy_(a.v_proj.weight[of_kv][:, dims])
-        ours.self_attn.o_proj.weight.copy_(a.o_proj.weight[dims][:, of_q])
-        ours.mlp.gate_proj.weight.copy_(m.gate_proj.weight[cells][:, dims])
-        ours.mlp.up_proj.weight.copy_(m.up_proj.weight[cells][:, dims])
-        ours.mlp.down_proj.weight.copy_(m.down_proj.weight[dims][:, cells])
+        for part, name, rows, columns in (
+            ("self_attn", "q_proj", of_q, dims),
+            ("self_attn", "k_proj", of_kv, dims),
+            ("self_attn", "v_proj", of_kv, dims),
+            ("self_attn", "o_proj", dims, of_q),
+            ("mlp", "gate_proj", cells, dims),
+            ("mlp", "up_proj", cells, dims),
+            ("mlp", "down_proj", dims, cells),
+        ):
+            new, old = (getattr(getattr(block, part), name) for block in (ours, theirs))
+            new.weight.copy_(old.weight[rows][:, columns])
+            if old.bias is not None:
+                new.bias.copy_(old.bias[rows])
         ours.input_layernorm.weight.copy_(theirs.input_layernorm.weight[dims] * gain)
         ours.post_attention_layernorm.weight.copy_(
             theirs.post_attention_layernorm.weight[dims] * gain

@@ -3,9 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,10 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+ROW_EVERY = 20  # steps between two rows of metrics.jsonl
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a recipe. `steps` of `batch` rows, learning rate up to `lr`, down to a tenth."""
+    """A part of a recipe: `steps` of `batch` rows, learning rate up to `lr`, then down to `final`
+    of it."""
 
     name: str
     steps: int
@@ -41,11 +45,14 @@ def train(
     loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
     folder: Path,
     checkpoint_s: float = 120.0,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Runs a stage on the trainable parameters of `modules`, from its last checkpoint if any.
 
     `loss_of(step)` gives the loss and figures to log, and must depend on the step alone. After
-    the last step the checkpoint stays, so that a second call returns at once.
+    the last step the checkpoint stays, so that a second call returns at once. `origin` names what
+    else the weights depend on (their start, the data), in values that JSON holds. ValueError where
+    the checkpoint is of another stage, origin or model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage.name}.safetensors"
@@ -53,7 +60,8 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    step = load_checkpoint(path, stage, parameters, optimizer) if path.exists() else 0
+    settings = {**asdict(stage), **(origin or {})}
+    step = load_checkpoint(path, settings, parameters, optimizer) if path.exists() else 0
     saved_at = time.monotonic()
     bar = tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=5.0)
     with open(folder / "metrics.jsonl", "a") as log:
@@ -68,7 +76,7 @@ def train(
             optimizer.step()
             step += 1
             bar.update()
-            if step % 20 == 0 or step == stage.steps:
+            if step % ROW_EVERY == 0 or step == stage.steps:
                 row = {
                     "stage": stage.name,
                     "step": step,
@@ -85,13 +93,13 @@ def train(
                     **{k: f"{v:.3f}" for k, v in figures.items() if isinstance(v, float)},
                 )
             if time.monotonic() - saved_at > checkpoint_s or step == stage.steps:
-                save_checkpoint(path, stage, step, parameters, optimizer)
+                save_checkpoint(path, settings, step, parameters, optimizer)
                 saved_at = time.monotonic()
     bar.close()
 
 
-def save_checkpoint(path, stage, step, parameters, optimizer) -> None:
-    """Parameters and AdamW moments in one file, written aside and then renamed."""
+def save_checkpoint(path, settings, step, parameters, optimizer) -> None:
+    """Parameters, AdamW moments and what they depend on in one file, written aside and renamed."""
     tensors = {}
     for name, parameter in parameters.items():
         tensors[name] = parameter.detach().clone().contiguous()
@@ -99,15 +107,23 @@ def save_checkpoint(path, stage, step, parameters, optimizer) -> None:
             if optimizer.state[parameter]:  # a parameter that gets no gradient has none
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"step": str(step), "stage": json.dumps(asdict(stage))})
+    save_file(tensors, temporary, {"step": str(step), "stage": json.dumps(settings)})
     temporary.rename(path)
 
 
-def load_checkpoint(path, stage, parameters, optimizer) -> int:
+def load_checkpoint(path, settings, parameters, optimizer) -> int:
     """The step to go on from; parameters and moments are set in place."""
     with safe_open(path, "pt") as file:
         if set(k for k in file.keys() if not k.startswith("exp_avg")) != set(parameters):
             raise ValueError(f"{path} belongs to another model: delete it to start this stage anew")
+        found = json.loads(file.metadata()["stage"])
+        names = sorted({*found, *settings})
+        differ = [name for name in names if found.get(name) != settings.get(name)]
+        if differ:
+            raise ValueError(
+                f"{path} was made with other settings ({', '.join(differ)}): delete it to start "
+                "this stage anew, or give another folder"
+            )
         step = int(file.metadata()["step"])
         for name, parameter in parameters.items():
             parameter.data.copy_(file.get_tensor(name))

@@ -216,7 +216,10 @@ LOSSES: dict[str, Loss] = {
 
 
 def mixed(weights: Mapping[str, float]) -> Loss:
-    """The weighted sum of named losses, as one loss."""
+    """The weighted sum of named losses, as one loss. ValueError for another name, a weight that is
+    not above 0, or no loss at all."""
+    if not weights:
+        raise ValueError(f"weights={weights!r}: give one loss at least, as in {{'kl': 1.0}}")
     for name, weight in weights.items():
         if name not in LOSSES:
             raise ValueError(f"loss={name!r}: choose one of {', '.join(LOSSES)}")
@@ -243,6 +246,5 @@ def loss_of(text: str) -> Loss:
                 "'0.1 ce + 0.9 tv'"
             )
         weights[found[2]] = float(found[1] or 1)
-    return (
-        mixed(weights) if len(weights) > 1 or [*weights.values()] != [1.0] else LOSSES[text.strip()]
-    )
+    only = next(iter(weights))
+    return LOSSES[only] if weights == {only: 1.0} else mixed(weights)

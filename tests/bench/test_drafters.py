@@ -119,7 +119,7 @@ def test_a_drafter_that_was_not_measured_has_no_card(stored, tmp_path):
 
 def row(prompt: str, tokens: int, calls: int, forwards: int = 0, **more) -> drafters.DraftRow:
     return drafters.DraftRow(
-        prompt, 0, tokens, calls, forwards, tokens - calls, tokens, 1.0, **more
+        prompt, 0, tokens, calls, forwards, tokens - calls, tokens, forwards, 1.0, **more
     )
 
 
@@ -151,3 +151,18 @@ def test_the_bench_runs(monkeypatch, tmp_path):
     assert "over plain decoding" in text and "drafter-adapter" in text
     assert len(figures["cells"]) == 12 and figures["c"]["drafter-adapter"] < 0.05
     assert all(cell["tau"]["value"] >= 1 for cell in figures["cells"])
+
+
+@pytest.mark.slow
+def test_the_whole_bench_runs_timed(monkeypatch, tmp_path):
+    """The vocabulary and the lookup, too, on one prompt and one drafter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drafters, "shipped", lambda: [MODELS / "drafter"])
+    monkeypatch.setattr(drafters, "VOCABULARIES", (64,))
+    monkeypatch.setattr(drafters, "TASKS", ("science",))
+    monkeypatch.setattr(drafters, "QUOTING", ("science",))
+    figures = drafters.measure(n=1, seconds=True)
+    for part in (figures, figures["vocabulary"], figures["lookup"]):
+        assert all(line["over_plain"] > 0 for line in part["ratios"]["greedy"].values())
+    assert list(figures["vocabulary"]["c"]) == ["all", "64"]
+    assert drafters.table(figures).count("over plain decoding") == 3

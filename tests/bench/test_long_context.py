@@ -33,6 +33,24 @@ def test_what_is_counted_is_what_the_formula_says(pair, name, budget):
     assert 87 * slot < row["plain_per_token"] < 125 * slot
 
 
+def test_what_a_bench_sets_is_as_before(monkeypatch):
+    from specnb.bench import running_as, stopping
+    from specnb.models import settings
+
+    def state():
+        return settings.dtype(), torch.get_num_threads()
+
+    seen, before = [], state()
+    for module in (bench, stopping):
+        monkeypatch.setattr(module, "_measured", lambda *given: seen.append(state()) or {})
+        module.measure()
+    assert seen == [("float32", 1), ("float32", before[1])] and state() == before
+    with pytest.raises(RuntimeError), running_as("bfloat16", before[1] + 1):
+        assert state() == ("bfloat16", before[1] + 1)
+        raise RuntimeError
+    assert state() == before
+
+
 def test_sparq_looks_at_a_quarter_of_a_key():
     assert [bench._own(20, dim)[bench.SPARQ].select.rank for dim in (64, 8, 2)] == [16, 2, 1]
 

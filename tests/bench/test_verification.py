@@ -20,14 +20,16 @@ def blocks_of(drafter, n=30):
     return [block for block in run.blocks if len(block.tree)], run.record()
 
 
-def expected(block, rule: str) -> float:
-    """How many drafted tokens a rule keeps of these drafts, over all of its uniform numbers."""
+def expected(block, rule: str, eos_ids=frozenset(), tokens: bool = False) -> float:
+    """How many drafted tokens a rule keeps of these drafts, over all of its uniform numbers; with
+    `tokens`, how many it emits."""
     scripts, kept, laws = [[]], 0.0, block.target_probs
     while scripts:
         draws = exact.Enumerator(scripts.pop())
-        outcome = RULES[rule](block.tree, laws[0], laws[1:], draws, frozenset())
+        outcome = RULES[rule](block.tree, laws[0], laws[1:], draws, eos_ids)
         scripts += draws.open
-        kept += draws.prob * len(outcome.path)
+        n = len(outcome.path) + (tokens and outcome.token is not None)
+        kept += draws.prob * n
     return kept
 
 
@@ -38,6 +40,26 @@ def test_expectations_on_the_same_drafts_are_those_of_the_rules():
         token, whole = expected(block, "recursive"), expected(block, "block")
         assert abs(sum(verification._kept_by_token(block)) - token) < 1e-9
         assert abs(sum(verification._kept_by_block(block)) - whole) < 1e-9
+
+
+def test_nothing_follows_an_accepted_end():
+    """The expected number of tokens, by enumeration, of blocks whose draft ends the text too."""
+    blocks, _ = blocks_of(Chain(3))
+    ended = 0
+    for block in blocks:
+        ends = frozenset({block.tree.tokens[-1]})
+        if set(block.tree.tokens[:-1]) & ends:
+            continue  # nothing is drafted behind an end
+        for rule, kept in (
+            ("recursive", verification._kept_by_token(block)),
+            ("block", verification._kept_by_block(block)),
+        ):
+            for eos_ids in (frozenset(), ends):
+                wanted = expected(block, rule, eos_ids, tokens=True)
+                found = verification._expected_tokens(block, kept, eos_ids)
+                assert abs(found - wanted) < 1e-9
+        ended += 1
+    assert ended > 2
 
 
 def test_positions_add_up():

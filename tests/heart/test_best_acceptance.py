@@ -1,6 +1,7 @@
 """How far a node is from the best: the least cut against the linear program that it solves."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -63,6 +64,24 @@ def test_zeros_equal_laws_and_disjoint_supports():
     three = torch.tensor([0.2, 0.3, 0.5])
     assert exact.best_acceptance(three, three.flip(0), 3, replacement=False) == pytest.approx(1.0)
     assert exact.best_acceptance(three, three.flip(0), 3) < 0.99  # all three may be one token
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("k", [0, -1, 1.5, True])
+def test_a_number_of_drafts_is_whole_and_above_0(k, replacement, unchecked):
+    with pytest.raises(ValueError, match="give a whole number >= 1"):
+        exact.best_acceptance(*laws(4, 1), k, replacement=replacement)
+
+
+@pytest.mark.parametrize("wrong", [[0.5, 0.6], [-0.5, 1.5], [math.nan, 1.0], [2.0, -3.0]])
+def test_what_is_no_law_is_refused(wrong, unchecked):
+    right, other = torch.tensor([0.4, 0.6]), torch.tensor(wrong)
+    with pytest.raises(ValueError, match="^target_probs: give probabilities"):
+        exact.best_acceptance(other, right, 2)
+    with pytest.raises(ValueError, match="^draft_probs: give probabilities"):
+        exact.best_acceptance(right, other, 2)
+    with pytest.raises(ValueError, match=r"\(2,\), draft_probs \(3,\): give two laws over"):
+        exact.best_acceptance(right, torch.tensor([0.2, 0.3, 0.5]), 2)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])

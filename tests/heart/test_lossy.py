@@ -70,6 +70,30 @@ def test_an_ensemble_says_what_its_mixture_says():
         exact.law(target, draft, tree, PLAIN, 1)
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: lossy.Ensemble(2.0), "weight=2.0"),
+        (lambda: lossy.Ensemble(-1.0), "weight=-1.0"),
+        (lambda: lossy.Ensemble(math.nan), "weight=nan"),
+        (lambda: lossy.Ensemble("x"), "weight='x'"),
+        (lambda: lossy.Typical(-1), "epsilon=-1"),
+        (lambda: lossy.Typical(0.3, -0.1), "delta=-0.1"),
+        (lambda: lossy.DropsUnsure(1, 1.5), "least=1.5"),
+    ],
+)
+def test_numbers_that_no_rule_has_are_refused(made, said, unchecked):
+    with pytest.raises(ValueError, match=f"^{said}: give"):
+        made()
+
+
+def test_a_confidence_is_of_every_token(unchecked):
+    target, draft = models(4, seed=3)
+    drops = lossy.DropsUnsure(1, 0.3, (0.5,))
+    with pytest.raises(ValueError, match=r"confidence=\(0.5,\): .* each of the 4 token ids"):
+        sn.speculative(Pair(target, draft), [0], drafter=drops)
+
+
 def test_typical_acceptance_by_hand():
     """Entropy of (0.8, 0.2) is 0.50: kept is what has more than min(0.3, 0.5 / 1.65) = 0.3."""
     target, draft = table([[0.8, 0.2]]), table([[0.5, 0.5]])

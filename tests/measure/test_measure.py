@@ -169,6 +169,8 @@ def test_what_a_key_holds(tmp_path):
     red.save(tmp_path / "red.png")
     assert prompt_key("a", tmp_path / "red.png") == prompt_key("a", red)
     assert models_of(PAIR) != models_of(sn.Pair(PAIR.target))
+    cut = [PAIR.draft.trimmed(2, ids) for ids in ((0, 1), (1, 2))]
+    assert len({models_of(sn.Pair(PAIR.target, draft)) for draft in (*cut, PAIR.draft)}) == 3
     assert code_of(sn.Chain()) == "" != code_of(Half())
 
 

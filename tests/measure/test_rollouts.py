@@ -141,6 +141,31 @@ def test_a_learned_rule_is_not_replayed_without_a_head(unchecked):
         replay(text, sn.SpecDecPP(), 8)
 
 
+def test_a_head_that_cannot_be_used_is_none(unchecked):
+    """As of a drafter with fewer ids than its hidden states have numbers: only the rule that asks
+    for a guess is refused."""
+
+    def too_narrow():
+        raise ValueError("k=3: an acceptance head is read from logits")
+
+    pair = sn.Pair(TARGET, TableModel(PAIR.draft.logits))
+    pair.draft.acceptance_head = too_narrow
+    text, plain = (follow(one, PROMPTS[0], ONE, seed=3) for one in (pair, PAIR))
+    assert np.isnan(text.guess).all()
+    np.testing.assert_equal(tuple(text), tuple(plain))
+    with pytest.raises(ValueError, match="without an acceptance head"):
+        replay(text, sn.SpecDecPP(), 8)
+
+
+def test_a_draft_model_whose_positions_end_within_the_text_is_not_replayed(unchecked):
+    short = TableModel(PAIR.draft.logits, max_positions=8)
+    pair = sn.Pair(TARGET, short)
+    run = sn.speculative(pair, [0, 1, 2], drafter=sn.Chain(4), max_new_tokens=16)
+    assert run.blocks[-2].n_drafted == 0  # what a replay would not know
+    with pytest.raises(ValueError, match="5 positions behind it.*needs 32; give a shorter prompt"):
+        follow(pair, [0, 1, 2], sn.Sampling(), max_new_tokens=16)
+
+
 def test_known_acceptance_is_what_is_kept_on_average(unchecked):
     texts = followed(PAIR, PROMPTS, ONE)
     kept = np.concatenate([text.kept for text in texts])
@@ -185,6 +210,15 @@ def test_ranks_are_those_of_records(unchecked):
     assert all(place.n_children == 3 and place.depth == 1 for place in by_hand)
     accepted = sum(row.verdict == "accepted" for row in runs[0].tokens)
     assert accepted == sum(place.rank > 0 for place in by_hand)
+
+
+def test_ranks_that_were_never_drawn_are_not_known(unchecked):
+    run = sn.speculative(PAIR, [0, 1], drafter=sn.GumbelTopK((2,)), sampling=ONE)
+    assert len(accepted_by_rank([run], 2)) == 2
+    with pytest.raises(ValueError, match="most=3: in these runs no node has more than 2 children"):
+        accepted_by_rank([run], 3)
+    with pytest.raises(ValueError, match="most=0"):
+        accepted_by_rank([run], 0)
     with pytest.raises(ValueError, match="^records: no draft"):
         accepted_by_rank([], 3)
 
@@ -193,6 +227,15 @@ def test_auc_by_hand():
     scores, events = np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])
     assert scores_module.auc(scores, events) == (1 + 0.5 + 1 + 1) / 4
     assert math.isnan(scores_module.auc(scores, np.ones(4, bool)))
+
+
+def test_a_high_entropy_speaks_against_a_token(unchecked):
+    texts = followed(PAIR, PROMPTS[:6], ONE)
+    entropy = np.concatenate([text.entropy[:, 0] for text in texts])
+    kept = np.concatenate([text.kept for text in texts])
+    found = sn.measure.auc_of(texts, sn.SumEntropy())
+    assert found == pytest.approx(1 - scores_module.auc(entropy, kept))
+    assert found == sn.measure.whole_auc(texts, longest=1)["SumEntropy"]
 
 
 def test_calibration_by_hand(unchecked):
@@ -213,6 +256,13 @@ def test_calibration_by_hand(unchecked):
         ("draft_length=17", lambda text: replay(text, sn.FixedLength(), 17)),
         ("at most 8 siblings", lambda text: replay_tree(text, (-1,) * 9)),
         ("draft=None", lambda text: follow(sn.Pair(TARGET), [0, 1], ONE)),
+        (r"parents=\(\): give the earlier", lambda text: replay_tree(text, ())),
+        (r"parents=\(0, 1\): give the earlier", lambda text: replay_tree(text, (0, 1))),
+        (
+            "rule=SumEntropy.*no probability",
+            lambda text: sn.measure.calibration([text], sn.SumEntropy()),
+        ),
+        ("rule=Oracle.*no probability", lambda text: sn.measure.calibration([text], Oracle())),
     ],
 )
 def test_what_a_replay_refuses(match, call, unchecked):

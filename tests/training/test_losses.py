@@ -211,6 +211,11 @@ def test_mixtures():
     for loss in (mixed({"ce": 0.1, "tv": 0.9}), loss_of("0.1 ce + 0.9 tv"), loss_of("0.1*ce+.9tv")):
         assert loss(theirs, ours, MASK).item() == pytest.approx(wanted.item(), abs=1e-14)
     assert loss_of("kl") is LOSSES["kl"]
+    for written_out in ("1 kl", "1.0 kl", " 1*kl "):
+        found = loss_of(written_out)(theirs, ours, MASK)
+        assert found.item() == losses.kl(theirs, ours, MASK).item()
+    with pytest.raises(ValueError, match="one loss at least"):
+        mixed({})
     for wrong in ("", "hinge", "kl + kl", "-1 kl", "kl - tv", "2"):
         with pytest.raises(ValueError, match="choose one of ce, kl"):
             loss_of(wrong)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,34 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     other = torch.nn.Sequential(torch.nn.Linear(2, 1))
     with pytest.raises(ValueError, match="belongs to another model"):
         train(STAGE, other, lambda step: (other(torch.ones(1, 2)).sum(), {}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"lr": 1.0}, {"steps": 2}, {"data": 77}, {"batch": 8}, {"origin": {"start": "b"}}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, changed):
+    """A finished stage is not done again, and never taken for another one."""
+    taken = []
+
+    def run(stage: Stage, origin: dict) -> torch.Tensor:
+        model = torch.nn.Linear(2, 1)
+
+        def loss_of(step):
+            taken.append(step)
+            return model(torch.ones(1, 2)).square().sum(), {}
+
+        train(stage, model, loss_of, tmp_path, origin=origin)
+        return model.weight.detach()
+
+    stage = Stage("tiny", steps=4, batch=4, lr=1e-2)
+    first = run(stage, {"start": "a"})
+    assert torch.equal(run(stage, {"start": "a"}), first) and taken == [0, 1, 2, 3]
+    origin = changed.pop("origin", {"start": "a"})
+    name = next(iter(changed), "start")
+    with pytest.raises(ValueError, match=rf"other settings \({name}\): delete it"):
+        run(replace(stage, **changed), origin)
 
 
 @pytest.fixture(scope="module")
