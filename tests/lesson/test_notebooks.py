@@ -11,6 +11,7 @@ import os
 import re
 import statistics
 import subprocess
+import symtable
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -175,6 +176,37 @@ def test_parameters_are_the_fields_of_the_config(path):
     assert list(known) == list(kinds)
     told = ("draft_length", "temperature", "prompts") if path in LESSONS else ("folder",)
     assert all(known[name]["help"] for name in told)
+
+
+def assigned(source: str) -> set[str]:
+    """Names that a cell binds at its top level, by whatever statement."""
+    names = symtable.symtable(source, "cell", "exec").get_symbols()
+    return {name.get_name() for name in names if name.is_assigned() or name.is_imported()}
+
+
+@every
+def test_no_cell_overwrites_a_parameter(path):
+    """Else the first cells, run once more, read another question in silence."""
+    parameters = {field.name for field in fields(config_of(path))}
+    first = tagged(path, "parameters")[0].id
+    for cell in cells(path, "code"):
+        taken = assigned(cell.source) & parameters
+        assert cell.id == first or not taken, (cell.id, taken)
+
+
+def test_an_overwritten_parameter_is_noticed():
+    for source in (
+        "for seed in (1, 2): pass",
+        "seed, other = 1, 2",
+        "seed += 1",
+        "def seed(): pass",
+        "import numpy as seed",
+        "with open('x') as seed: pass",
+        "class seed: pass",
+    ):
+        assert "seed" in assigned(source), source
+    for source in ("[seed for seed in ()]", "f(seed=1)", "def f(seed): seed = 1", "x.seed = 1"):
+        assert "seed" not in assigned(source), source
 
 
 def test_ruff_has_nothing_to_say():
