@@ -54,10 +54,12 @@ FIGURES = {
     "spearman": "rank correlation of draft entropy and acceptance probability",
     "bound_holds": "share of positions where the entropy bound is below the acceptance probability",
     "bias_of_dropping": "total variation caused by a rule that sees the token it drops",
+    "oracle_over_fixed": "speed of the oracle over the best fixed length, replayed at c = 0.1",
     "wasted_rule": "rejected or unexamined drafts of the stopping rule",
     "wasted_fixed": "rejected or unexamined drafts of the fixed length",
     "bias_of_sorting": "total variation caused by trying siblings in order of probability",
     "target_calls_rsd_c": "forwards of the target in the shown RSD-C run",
+    "two_siblings": "share of places where one of the first two siblings is kept",
     "toy_error": "largest error of a probability of the lesson's own drafter on a toy",
     "wrong_row_error": "the same for a drafter that declares a wrong row on purpose",
     "pairs": "tokens per target call of the lesson's own drafter, which counts pairs",
@@ -67,6 +69,16 @@ FIGURES = {
     "tokens_per_call_eyes": "the same of the drafter with eyes",
     "started_*": "acceptance on held-out answers after a quarter of the steps, by loss",
     "live_*": "acceptance and predicted block efficiency of the drafter trained in the lesson",
+    "bias_of_short_cut": "total variation caused by a middle level that draws without the residual",
+    "error_of_sparse": "largest error of a probability with drafts that read a part of the cache",
+    "computed_speedup": "over plain decoding at 124,928 tokens, computed from bytes that are read",
+    "block_efficiency_12": "tokens per target call with drafts that read 12 slots",
+    "block_efficiency_64": "the same with 64 slots",
+    "block_over_token": "tokens per call of the block rule over the token rule, on the same drafts",
+    "toy_gain": "expected tokens per call of the block rule over the token rule on a toy",
+    "without_look_ahead": "total variation of a prefix test without the look at what follows",
+    "token_residual": "total variation caused by the token rule's residual in the block rule",
+    "two_tokens": "what becomes of a token of 0.7 where a draft of the other one is dropped",
     "runs": "runs in the reported table",
     "failed": "runs in the reported table that did not end well",
     "lines": "lines of the reported table",
@@ -91,6 +103,18 @@ def markdown(folder: Path = NOTEBOOKS) -> str:
         words = FIGURES.get(name, "headline figure, computed in the lesson's last cells")
         lines.append(f"| `figure.{name}` | {words} ({', '.join(lessons)}) |")
     return "\n".join(lines)
+
+
+def meaning(figure: str) -> str:
+    """Words for one headline figure of a run; where none are known, its name."""
+    if figure in FIGURES:
+        return FIGURES[figure]
+    for name, words in FIGURES.items():
+        prefix, star, _ = name.partition("*")
+        if prefix and star and figure.startswith(prefix):
+            return f"{words}: {figure.removeprefix(prefix).replace('_', ' ')}"
+    said = figure.replace("_", " ")
+    return f"{FIGURES['*_*']}: {said}" if re.fullmatch(r".+_\d+", figure) else said
 
 
 def describes(column: str, folder: Path = NOTEBOOKS) -> bool:

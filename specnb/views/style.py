@@ -26,7 +26,7 @@ STYLES = {
         ("#7a2e00", "#fbe6da", "#d55e00"), ("#ffd2b8", "#4a1f06", "#f08a4b")),
     "correction": Style("↺", f"{_OWN} in place of the rejected one", "solid",
         ("#003f68", "#dcebf7", "#0072b2"), ("#bfe3ff", "#06314d", "#56b4e9")),
-    "bonus": Style("+", f"{_OWN}, free behind an accepted draft", "double",
+    "bonus": Style("+", f"{_OWN}, free: the whole draft was accepted", "double",
         ("#5c4300", "#fdf0cf", "#b87f00"), ("#ffe3a1", "#4a3500", "#e69f00")),
     "unexamined": Style("·", "drafted, but never looked at", "dotted",
         ("#666666", "#ffffff", "#999999"), ("#a8a8a8", "#1e1e1e", "#777777")),
