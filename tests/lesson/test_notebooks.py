@@ -515,7 +515,6 @@ TRAINED = {
     "04_tree_drafting": (
         ("04-03", "04-04", "04-06", "04-35a", "04-35b", "04-39", "04-40c"),
         (
-            ("04-35b", 'failed["names an attribute"] > ', "0 > ", ""),
             ("04-35b", '= found["rank 1"], ', '= 1 - found["rank 1"], ', "blind at attributes"),
             ("04-39", "left = paths.iloc[2]", "left = paths.iloc[1]", "hardly anything is left"),
             ("04-40c", '- worth["chain"] <', '- worth["mine"] <', "a chain will do"),
