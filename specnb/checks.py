@@ -38,8 +38,10 @@ __all__ = [
     "predicted",
     "rejection_step",
     "residual",
+    "second_sibling",
     "sink_recent_mask",
     "speculate",
+    "third_token",
     "threshold_update",
     "tokens_of_a_call",
     "tvdpp_advantage",
@@ -60,6 +62,25 @@ def keep_boat(guess: Any, target_probs: Tensor, draft_probs: Tensor, word: int =
     p, q = float(target_probs[word]), float(draft_probs[word])
     why = f"Proposed {q:.3f} of the time and kept so often, it comes {p:.3f} of the time."
     print(said_of(guess, min(1.0, p / q), "boat may be kept with probability", why, close=0.03))
+
+
+def third_token(guess: Any) -> None:
+    """Notebook 04: how often the third of 0.6, 0.3, 0.1 is among two distinct draws."""
+    first, second, third = 0.6, 0.3, 0.1
+    behind_first = first * third / (second + third)
+    behind_second = second * third / (first + third)
+    why = f"First with {third:g}, else second: {behind_first:g} + {behind_second:.3f}."
+    found = third + behind_first + behind_second
+    print(said_of(guess, found, "the third token gets in with probability", why))
+
+
+def second_sibling(guess: Any) -> None:
+    """Notebook 04: how often a second sibling is kept, where the first was the third token."""
+    target, draft = _row([0.5, 0.3, 0.2]), _row([0.2, 0.3, 0.5])
+    left = torch.tensor([0.2, 0.3, 0.0], dtype=torch.float64) / 0.5
+    kept = float(torch.minimum(sampling.residual(target, draft), left).sum())
+    why = "The target wants the first token alone, and the drafter draws it with 0.2 / 0.5."
+    print(said_of(guess, kept, "the second sibling is kept with probability", why))
 
 
 def predicted(guess: Any, answer: float | None, what: str, why: str = "") -> None:

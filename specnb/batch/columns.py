@@ -106,6 +106,18 @@ def markdown(folder: Path = NOTEBOOKS) -> str:
     return "\n".join(lines)
 
 
+def meaning(figure: str) -> str:
+    """Words for one headline figure of a run; where none are known, its name."""
+    if figure in FIGURES:
+        return FIGURES[figure]
+    for name, words in FIGURES.items():
+        prefix, star, _ = name.partition("*")
+        if prefix and star and figure.startswith(prefix):
+            return f"{words}: {figure.removeprefix(prefix).replace('_', ' ')}"
+    said = figure.replace("_", " ")
+    return f"{FIGURES['*_*']}: {said}" if re.fullmatch(r".+_\d+", figure) else said
+
+
 def describes(column: str, folder: Path = NOTEBOOKS) -> bool:
     """Whether the table has a row for this column."""
     kind, _, rest = column.partition(".")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specnb.batch import columns
 from specnb.batch.execute import FAILED, unsound
 from specnb.files import write_whole
 
@@ -262,7 +263,7 @@ def _entry(row: Mapping, link: str | None, thumbnail: str) -> str:
     title = f'<a href="{html.escape(link)}">{name}</a>' if link else name
     state = "" if row["status"] == "ok" else f'<p class="failed">{html.escape(row["error"])}</p>'
     figures = "".join(
-        f"<dt>{html.escape(key.replace('_', ' '))}</dt><dd>{_short(value)}</dd>"
+        f"<dt>{html.escape(columns.meaning(key))}</dt><dd>{_short(value)}</dd>"
         for key, value in list(row["headline"].items())[:6]
     )
     return (

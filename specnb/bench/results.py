@@ -38,8 +38,9 @@ hand. Every section says which command prints it, on what it was run, and how to
 prompts, and no correction is made for the number of rows in a table: among 20 intervals one is
 expected to miss. Read a table by its direction over many rows, and take a single row as decided
 only where its interval is far from 1. What was chosen (a draft length, a threshold, a shape) was
-chosen on other prompts than the figures are of. Seconds hold for the machine named; ratios carry
-over better, token counts best. Terms are in the [glossary](docs/glossary.md).
+chosen on other prompts than the figures are of; the choice is not resampled, so an interval does
+not say how another choice would have done. Seconds hold for the machine named; ratios carry over
+better, token counts best. Terms are in the [glossary](docs/glossary.md).
 """
 ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT go first
     "exactness": (

@@ -29,15 +29,15 @@ _CSS = """
 def aligned(records: Mapping[str, Record], *, title: str = "Side by side") -> Html:
     """The emitted tokens of every run, those at the same place of the text below each other.
 
-    A thick bar stands where a target call begins, with its number. What was drafted in vain is
-    counted in the line above. ValueError for fewer than two runs.
+    A thick bar stands where a target call begins, with its number. Drafted tokens that did
+    not become text are counted in the line above. ValueError for fewer than two runs.
     """
     if len(records) < 2:
         raise ValueError(f"records={list(records)}: give at least two runs by name")
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(records)]
     lines = "".join(
         f"<div><b>{letter}</b> {html.escape(name)}: {summary(record)}, "
-        f"{wasted(record)} drafted in vain</div>"
+        f"{wasted(record)} wasted</div>"
         for letter, (name, record) in zip(letters, records.items(), strict=True)
     )
     names = "".join(f'<div class="snb-cell snb-names">{letter}</div>' for letter in letters)
@@ -54,7 +54,7 @@ def aligned(records: Mapping[str, Record], *, title: str = "Side by side") -> Ht
     head = html.escape(title)
     return Html(
         f'<div class="snb-tokens" role="group" aria-label="{head}">{style_sheet(_CSS)}'
-        f'<div class="snb-title">{head}</div>{lines}<div>{_where_they_part(records)} {HINT}</div>'
+        f'<div class="snb-title">{head}</div>{lines}<div>{_where_they_differ(records)} {HINT}</div>'
         f'<div class="snb-aligned">{"".join(columns)}</div>'
         f"{rest(runs[0], runs[0].emitted)}</div>"
     )
@@ -69,11 +69,11 @@ def _cell(record: Record, row: TokenRow | None, block_before: int | None) -> str
     return f'<div class="snb-cell snb-first">{number}{token_cell(record, row)}</div>'
 
 
-def _where_they_part(records: Mapping[str, Record]) -> str:
+def _where_they_differ(records: Mapping[str, Record]) -> str:
     texts = [record.token_ids for record in records.values()]
     for place, ids in enumerate(zip_longest(*texts)):
         if len(set(ids)) > 1:
-            return f"The texts part at token {place + 1}."
+            return f"The texts differ from token {place + 1} on."
     return f"The texts are the same, token for token ({len(texts[0])} tokens)."
 
 
@@ -112,7 +112,7 @@ _ROWS = (
     "target calls",
     "block efficiency (tokens per target call)",
     "acceptance rate",
-    "drafted in vain",
+    "wasted",
     "memory-bound speed-up",
     "ms per token",
     "times as fast as plain decoding",

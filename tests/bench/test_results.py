@@ -212,6 +212,23 @@ def test_a_figure_that_is_not_stored_is_found():
 # ---------------------------------------------------------------------------- the data dictionary
 
 
+@pytest.mark.parametrize(
+    "figure, words",
+    [
+        ("two_siblings", "share of places where one of the first two siblings is kept"),
+        ("mbsu_caption", "memory-bound speed-up of one task: caption"),
+        (
+            "speedup_caption_Chain",
+            "mean speed-up of a task and method of the reported",
+        ),
+        ("RSD-C_10", "tokens per target call of a method at a budget of nodes: RSD-C 10"),
+        ("a_figure_of_ones_own", "a figure of ones own"),
+    ],
+)
+def test_a_figure_has_words(figure, words):
+    assert columns.meaning(figure).startswith(words)
+
+
 def test_every_column_of_the_shipped_sweep_is_described():
     table = pd.read_csv(ROOT / "data" / "sweeps" / "example.csv", nrows=2)
     assert not [name for name in table.columns if not columns.describes(name)]
@@ -221,6 +238,7 @@ def test_every_column_of_the_shipped_sweep_is_described():
 def test_every_parameter_and_headline_is_described(tmp_path):
     assert columns.describes("param.draft_length") and columns.describes("figure.mbsu_caption")
     assert columns.UNDESCRIBED not in columns.markdown()
+    assert not set(columns.headlines()) - set(columns.FIGURES)
     cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["x: int = 1"]}
     more = {"cell_type": "code", "metadata": {}, "source": ["headline = {f'new_{x}': 1}"]}
     (tmp_path / "05_new.ipynb").write_text(json.dumps({"cells": [cell, more]}))

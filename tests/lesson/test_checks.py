@@ -825,6 +825,13 @@ def test_the_boat():
     assert "1; you said 1" in said(checks.keep_boat, 1, draft, target)[1]
 
 
+def test_siblings_said_beforehand():
+    words = said(checks.third_token, 0.3)[1]
+    assert "0.2929; you said 0.3, close. First with 0.1, else second: 0.15 + 0.043" in words
+    words = said(checks.second_sibling, 0.5)[1]
+    assert "0.4; you said 0.5. The target wants the first token alone" in words
+
+
 def test_a_measured_number():
     assert said(checks.predicted, 0.3, 0.31, "seen words kept")[1] == (
         "seen words kept: 0.31; you said 0.3, close.\n"

@@ -566,7 +566,7 @@ def test_compare_shows_both_on_one_seed(pair, items):
     panel.b.controls["width"].value = 5
     assert_followed(panel, against=str(Method("RSD-S", draft_length=3, width=5)))
     panel.drawing["temperature"].value = 1.0
-    assert "The texts part at token" in panel.views["aligned"].value
+    assert "The texts differ from token" in panel.views["aligned"].value
     panel.b.method.value = panel.a.method.value
     panel.b.controls["draft_length"].value = panel.a.controls["draft_length"].value
     assert "token for token" in panel.views["aligned"].value  # one method, one seed: one text
@@ -577,7 +577,7 @@ def test_compare_begins_against_plain_decoding(pair, items):
     panel = bench(pair, items, mode="compare", views=("figures",))
     assert panel.b.method.value == PLAIN and panel.b.value().drafter() == sn.drafters.NoDraft()
     text = words(panel.views["aligned"].value)
-    assert "B plain decoding:" in text and "nothing drafted, 0 drafted in vain" in text
+    assert "B plain decoding:" in text and "nothing drafted, 0 wasted" in text
     # Plain decoding is a column once, not twice.
     heads = re.findall('<th scope="col">(.*?)</th>', panel.views["figures"].value)
     assert heads == ["measured on this prompt", str(panel.a.value()), PLAIN]

@@ -451,7 +451,7 @@ def test_aligned_strips_put_the_same_place_into_one_column(run, evil):
     assert html.count("snb-first") == 2 * len(run.blocks) + 1  # once in the style sheet
     assert "The texts are the same, token for token" in html
     shorter = replace(run, token_ids=run.token_ids[:3], tokens=run.tokens[:2])
-    assert "The texts part at token 4" in sn.views.aligned({"a": run, "b": shorter}).html
+    assert "The texts differ from token 4 on" in sn.views.aligned({"a": run, "b": shorter}).html
     with pytest.raises(ValueError, match="at least two"):
         sn.views.aligned({"one": run})
 
