@@ -19,21 +19,26 @@ from specnb import sampling, stopping, theory
 from specnb.lesson.answers import Exercise, Function, judge, problem, said_of, verdict
 from specnb.lesson.judged_drafter import FromText, judge_bold_draw, judge_next_probs
 from specnb.lesson.judged_rule import as_rule, judge_verify_step
+from specnb.lesson.judged_slots import judge_choose_slots
+from specnb.lesson.judged_two import judge_one_of_two, law_of_two
 
 __all__ = [
     "FromText",
     "accept_prob",
     "as_rule",
     "bold_draw",
+    "choose_slots",
     "end_test",
     "entropy_bound",
     "expected_calls",
     "expected_tokens",
     "gumbel_top_k",
     "keep_boat",
+    "law_of_two",
     "lk_loss",
     "mbsu",
     "next_probs",
+    "one_of_two",
     "path_weights",
     "predicted",
     "rejection_step",
@@ -908,7 +913,7 @@ def lk_loss(function: Function, strict: bool = False) -> Function:
     return verdict(exercise.title, function, reference, strict, find)
 
 
-# ------------------------------------------------------------------------------------- 07
+# ------------------------------------------------------------------------------------- 06
 
 
 def sink_recent_mask(function: Function, strict: bool = False) -> Function:
@@ -967,6 +972,15 @@ def sink_recent_mask(function: Function, strict: bool = False) -> Function:
     return judge(
         Exercise("exercise 1", "sink_recent_mask", reference, cases, mistakes), function, strict
     )
+
+
+def choose_slots(function: Function, strict: bool = False) -> Function:
+    """Exercise 3 of notebook 06: slots that hold most of the attention, for few keys looked at
+    (see `judged_slots`)."""
+    return judge_choose_slots("exercise 3", function, strict)
+
+
+# ------------------------------------------------------------------------------------- 07
 
 
 def bold_draw(function: Function, strict: bool = False) -> Function:
@@ -1065,6 +1079,12 @@ def end_test(function: Function, strict: bool = False) -> Function:
     ]
     exercise = Exercise("exercise 2", "end_test", reference, cases, mistakes)
     return judge(exercise, function, strict)
+
+
+def one_of_two(function: Function, strict: bool = False) -> Function:
+    """Exercise 3 of notebook 08: one token from two drafts of a place, judged outcome by outcome
+    (see `judged_two`)."""
+    return judge_one_of_two("exercise 3", function, strict)
 
 
 def _row(values: Sequence[float]) -> Tensor:

@@ -179,14 +179,16 @@ def acceptance_by_depth(record: Record) -> tuple[float, ...]:
     return tuple(len(kept.get(depth, ())) / len(seen[depth]) for depth in sorted(seen))
 
 
-def joint_acceptance(record: Record) -> tuple[float, ...]:
-    """Per depth from 1: blocks whose kept path goes that deep / blocks that drafted anything.
+def joint_acceptance(*records: Record) -> tuple[float, ...]:
+    """Per depth from 1: blocks whose kept path goes that deep / blocks that drafted anything, over
+    all blocks of these records.
 
     `acceptance_by_depth` is conditional on having got there; this is not, so that its sum is the
     mean number of kept drafts.
     """
-    kept = [block.n_accepted for block in record.blocks if block.n_drafted]
-    deepest = max((row.depth for row in record.tokens if row.node >= 0), default=0)
+    kept = [block.n_accepted for record in records for block in record.blocks if block.n_drafted]
+    rows = (row for record in records for row in record.tokens)
+    deepest = max((row.depth for row in rows if row.node >= 0), default=0)
     return tuple(sum(n >= depth for n in kept) / len(kept) for depth in range(1, deepest + 1))
 
 

@@ -23,8 +23,8 @@ from specnb.scenes import TASKS, examples
 ABOUT = (
     "One training each, so the intervals are over prompts and not over trainings: what two "
     "trainings of one recipe differ by is not in them. `drafter` is where the others of its size "
-    "started from; all learned from the same answers. Ratios are paired by prompt and seed, "
-    "geometric means over the tasks."
+    "started from, `drafter-inherited` apart, which has had fewer steps; all learned from the same "
+    "answers. Ratios are paired by prompt and seed, geometric means over the tasks."
 )
 SHIPPED = "drafter"
 TEMPERATURES = {"greedy": 0.0, "T = 1": 1.0}

@@ -67,7 +67,7 @@ def _measured(target: str, draft: str, n: int) -> dict:
         label = f"{task}, {positions} positions"
         figures["cells"].append(_cell(kept, pair, items, label) | {"right": _right(pair, items)})
         if (task, positions) == CELLS[-1]:
-            figures["traffic"] = [_traffic(pair, items[:2], *one) for one in _own(32).items()]
+            figures["traffic"] = [traffic(pair, items[:2], *one) for one in _own(32).items()]
     if REAL.is_dir():
         folders = str(REAL / "stories260K"), str(REAL / "llama2xs-500it")
         real = sn.load_pair(*folders, runtime="lean")
@@ -78,7 +78,7 @@ def _measured(target: str, draft: str, n: int) -> dict:
         label = f"SmolLM2, notes, {NOTES} positions"
         figures["cells"].append(_cell(kept, first, items, label, NOTES_BUDGETS))
         own = _own(256)[SPARQ]
-        figures["traffic"].append(_traffic(first, items[:1], "SmolLM2, SparQ", own))
+        figures["traffic"].append(traffic(first, items[:1], "SmolLM2, SparQ", own))
     return figures
 
 
@@ -200,7 +200,7 @@ def _figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class Traffic(NamedTuple):
-    """Bytes of keys and values, per token; see `_traffic`."""
+    """Bytes of keys and values, per token; see `traffic`."""
 
     method: str
     budget: int
@@ -226,7 +226,7 @@ def counted_attention() -> Iterator[list[int]]:
         yield read
 
 
-def _traffic(pair: sn.Pair, items: Sequence, name: str, drafter: Any) -> dict:
+def traffic(pair: sn.Pair, items: Sequence, name: str, drafter: Any) -> dict:
     """What drafts and verifications read on these prompts, counted, beside the formula."""
     drafted = verified = wanted_draft = wanted_verify = plain = 0.0
     n_drafts = n_calls = n_tokens = 0

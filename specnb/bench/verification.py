@@ -41,7 +41,7 @@ from specnb.measure import (
 from specnb.measure.ranks import shares as rank_shares
 from specnb.measure.runner import decode as run_of
 from specnb.models.load import EMBEDDED
-from specnb.record import accepted_lengths
+from specnb.record import accepted_lengths, joint_acceptance
 from specnb.scenes import TASKS, examples
 
 ABOUT = (
@@ -324,13 +324,14 @@ def by_position(runs: Sequence[sn.Record], draft_length: int) -> dict:
     depths = range(1, draft_length + 1)
     reached = [sum(b.n_accepted >= d - 1 and b.n_drafted >= d for b in blocks) for d in depths]
     kept = [sum(b.n_accepted >= d for b in blocks) for d in depths]
+    joint = joint_acceptance(*runs)
     lengths = [0] * (draft_length + 1)
     for run in runs:
         for length, count in enumerate(accepted_lengths(run)):
             lengths[length] += count
     return {
         "conditional": [k / max(r, 1) for k, r in zip(kept, reached, strict=True)],
-        "joint": [k / len(blocks) for k in kept],
+        "joint": [*joint, *(0.0 for _ in depths[len(joint) :])],  # nothing was drafted so deep
         "lengths": lengths,
     }
 

@@ -23,7 +23,7 @@ def pair(tmp_path_factory):
 @pytest.mark.parametrize("budget", [20, 33, 500])
 def test_what_is_counted_is_what_the_formula_says(pair, name, budget):
     items = [bench.SimpleNamespace(prompt=list(range(3, 90)), image=None)]
-    row = bench._traffic(pair, items, name, bench._own(budget)[name])
+    row = bench.traffic(pair, items, name, bench._own(budget)[name])
     if budget < 100:  # a budget beyond the text chooses nothing, and reads all of it
         assert row["draft_counted"] == row["draft_formula"]
         assert row["draft_counted"] < row["verify_counted"]
@@ -58,7 +58,7 @@ def test_sparq_looks_at_a_quarter_of_a_key():
 def test_a_wrong_count_is_caught(pair, monkeypatch):
     monkeypatch.setattr(sn.models.llama.LlamaLayer, "count", lambda self, numbers: None)
     items = [bench.SimpleNamespace(prompt=list(range(3, 90)), image=None)]
-    row = bench._traffic(pair, items, "SparQ", bench._own(20)[bench.SPARQ])
+    row = bench.traffic(pair, items, "SparQ", bench._own(20)[bench.SPARQ])
     assert row["draft_counted"] < row["draft_formula"]
 
 

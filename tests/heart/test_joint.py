@@ -76,10 +76,9 @@ def test_zeros_and_disjoint_supports(unchecked):
         assert exact.acceptance(*disjoint, drafter, PLAIN) == 0.0
 
 
-def test_nothing_is_said_behind_an_end_token(monkeypatch):
-    """Decoding that goes on behind an end has the target's law where a block says none there."""
-    monkeypatch.setattr(exact, "next_block", partial(exact.next_block, eos_ids=frozenset({1})))
+def test_nothing_is_said_after_an_end_token():
     target, draft = models(3, order=2, seed=8)
+    target.eos_ids = frozenset({1})
     for drafter in (Chain(3, verify="block"), GumbelTopK((2, 1), verify="traversal")):
         law = check_law(target, draft, drafter, PLAIN, n_tokens=2)
         assert law.outcomes[None,], "no block ended with the end token"

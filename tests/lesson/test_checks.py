@@ -16,7 +16,7 @@ import torch
 
 from specnb import checks, exact, theory, verify
 from specnb.drafters import Chain
-from specnb.lesson import answers, judged_rule
+from specnb.lesson import answers, judged_rule, judged_two
 from specnb.sampling import Draws, Sampling, residual
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -62,6 +62,57 @@ def lk_right(target_logits, draft_logits, eta, detached=True, twice=1, swap=Fals
     share = torch.exp(-eta * (alpha.detach() if detached else alpha))
     share = 1 - share if swap else share
     return share * (p * torch.log(p / q)).sum() + (1 - share) * twice * (1 - alpha)
+
+
+def two_stages(times=3, size=4, cut=True, numbers=False):
+    """Slots in two looks: at mean keys, then at the keys of `times` budgets of slots."""
+
+    def choose(query, means, look, budget):
+        chunks = (means @ query).topk(min(len(means), times * budget // size)).indices
+        slots = (size * chunks[:, None] + torch.arange(size)).flatten()
+        best = slots[(look(slots) @ query).argsort(descending=True)]
+        return chunks[:budget] if numbers else best[:budget] if cut else best
+
+    return choose
+
+
+def by_pieces(query, means, look, budget):
+    """Chunk after chunk, one key at a time, in plain Python."""
+    order = sorted(range(len(means)), key=lambda i: -float(means[i] @ query))
+    slots = [4 * chunk + i for chunk in order[: budget // 2] for i in range(4)]
+    score = {slot: float(look([slot])[0] @ query) for slot in slots}
+    return sorted(score, key=lambda slot: -score[slot])[:budget]
+
+
+def of_two(better=True, own=True, rest=True):
+    """The better of two drafts, tested against its own distribution."""
+
+    def choose(p, q, drafts, accept, draw):
+        order = (p / q).argsort(descending=not better)
+        upto = q[order].cumsum(0)
+        law = torch.empty_like(q)
+        law[order] = upto**2 - (upto - q[order]) ** 2
+        best = max(drafts, key=order.tolist().index)
+        if accept(min(1.0, float(p[best] / (law if own else q)[best]))):
+            return best
+        return draw(residual(p, law if rest else q))
+
+    return choose
+
+
+def k_seq(p, q, drafts, accept, draw):
+    """Both drafts against p / rho, with the smallest rho that leaves a residual (SpecTr)."""
+
+    def kept(rho):
+        once = torch.minimum(q, p / rho)
+        return once / once.sum() * (1 - (1 - once.sum()) ** 2)
+
+    rho = next(r for r in torch.linspace(1, 2, 1001) if bool((kept(r) <= p + 1e-9).all()))
+    for token in drafts:
+        if accept(min(1.0, float(p[token] / (rho * q[token])))):
+            return token
+    rest = (p - kept(rho)).clamp_min(0)
+    return draw(rest / rest.sum())
 
 
 def step_of(rule):
@@ -572,6 +623,46 @@ ANSWERS = {
         (lambda w, t, d: wanted(t, d) / (wanted(t, d) + 1 - w), "wants only a share `weight`"),
         (lambda w, t, d: wanted(w * t, d) / (wanted(w * t, d) + 1 - w), "0 / 0"),
         (lambda w, t, d: 1 - ends(w, t, d), "expected"),
+        (no_return, "return` missing"),
+    ],
+    "choose_slots": [
+        (two_stages(), ""),
+        (two_stages(2), ""),
+        (by_pieces, ""),
+        (lambda *a: two_stages()(*a).tolist(), ""),
+        (lambda q, m, look, b: set(map(int, two_stages()(q.float(), m.float(),
+                                                         lambda s: look(s).float(), b))), ""),
+        (two_stages(1), "25% more than whole chunks"),
+        (two_stages(4), "96 keys; 72 are allowed"),
+        (two_stages(cut=False), "the budget is 24"),
+        (two_stages(numbers=True), "the budget is 24"),
+        (lambda q, m, look, b: torch.arange(256 - b, 256), "25% more than whole chunks"),
+        (lambda q, m, look, b: (look(range(256)) @ q).topk(b).indices, "are allowed"),
+        (lambda q, m, look, b: torch.zeros(b), "slot 0 twice"),
+        (lambda q, m, look, b: torch.arange(256) < b, "truth values"),
+        (lambda q, m, look, b: range(240, 240 + b), "slots have the numbers 0 to 255"),
+        (lambda q, m, look, b: m @ q.topk(b), "stops with"),
+        (lambda q, m, look, b: 3, "give numbers of slots"),
+        (no_return, "return` missing"),
+    ],
+    "one_of_two": [
+        (of_two(), ""),
+        (k_seq, ""),
+        (lambda *a: torch.tensor(of_two()(*a)), ""),
+        (lambda p, q, *more: of_two()(p.float(), q.float(), *more), ""),
+        (judged_two.recursive, "surpass recursive rejection"),
+        (of_two(better=False), "surpass recursive rejection"),
+        (of_two(own=False, rest=False), "You have chosen the draft"),
+        (of_two(rest=False), r"more than the \*chosen\* draft"),
+        (judged_two._forgetful, "has become the residual"),
+        (lambda p, q, drafts, accept, draw: draw(p), "surpass recursive rejection"),
+        (lambda p, q, drafts, accept, draw: drafts[0], "instead of"),
+        (lambda p, q, drafts, accept, draw: draw(p - q), "without negative numbers"),
+        (lambda p, q, drafts, accept, draw: draw(p / 2), "sum to 0.5"),
+        (lambda p, q, drafts, accept, draw: accept(p[0] - q[0] - 1), "from 0 to 1"),
+        (lambda p, q, drafts, accept, draw: drafts, "no token id"),
+        (lambda p, q, drafts, accept, draw: 7, "no token id from 0 to"),
+        (lambda p, q, drafts, accept, draw: drafts[2], "IndexError"),
         (no_return, "return` missing"),
     ],
     "sink_recent_mask": [

@@ -296,7 +296,7 @@ def test_no_formula_stands_before_its_exercise(name):
     raise AssertionError(f"no exercise {name}")
 
 
-HARDEST = [path for path in LESSONS if path.stem[:2] in ("00", "01", "02", "05", "07")]
+HARDEST = [path for path in LESSONS if path.stem[:2] in ("00", "01", "02", "05", "06", "07", "08")]
 hardest = pytest.mark.parametrize("path", HARDEST, ids=lambda path: path.stem)
 
 
@@ -774,3 +774,72 @@ def test_of_the_set_up_one_line_is_seen():
         assert cell.metadata["jupyter"] == {"source_hidden": True}, path.name
         assert cell.metadata["cellView"] == "form"
         assert cell.source.startswith("# @title Set-up") and cell.source.count("@title") == 1
+
+
+# ---- parameters other than the defaults, cell by cell
+
+
+def given(lesson: Lesson, **parameters) -> Lesson:
+    """The lesson with its parameters set, as papermill sets them."""
+    lesson.run(next(name for name in lesson.cells if name.endswith("-03")))
+    lesson.space.update(parameters)
+    return lesson
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_eyes_are_those_of_the_drafter_with_eyes():
+    """Also with a method of one's own: not the drafter that was trained a minute ago."""
+    lesson = given(Lesson("05_training_a_drafter"), drafter="Chain(2)", steps=0)
+    lesson.run("05-04", "05-06", "05-45")
+    assert lesson.space["eyes"].path.endswith("drafter-adapter")
+    lesson.space |= {"trained": lesson.space["pair"].draft, "said": "shipped", "learned": {}}
+    lesson.run("05-49")
+    assert lesson.space["names"][-1] == "here, shipped" and len(lesson.space["names"]) > 2
+    # What TEACHING.md says of the switch: eyes are kept longest, ce is turned down most.
+    decode, drafters = lesson.space["decode"], lesson.space["drafters"]
+    lesson.space["cfg"] = specnb.notebook.TrainingConfig()
+    calls = {
+        name: decode(lesson.space["items"][0], drafters[name], seed=2).metrics.block_efficiency
+        for name in ("drafter-adapter", "drafter", "drafter-ce")
+    }
+    assert [round(value, 2) for value in calls.values()] == [5.71, 4.67, 2.67], calls
+    said = flat(TEACHING)
+    assert "5.71 tokens per call" in said and "4.67" in said and "2.67" in said
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_held_out_prompts_are_not_learned(tmp_path):
+    lines = [json.dumps({"prompt": f"Tell me of {what}."}) for what in ("cars", "boats", "fish")]
+    for n, told in ((3, False), (1, True)):
+        file = tmp_path / f"{n}.jsonl"
+        file.write_text("\n".join(lines[:n]) + "\n")
+        lesson = given(Lesson("05_training_a_drafter"), prompts=str(file), n_prompts=n, steps=0)
+        assert ("one prompt alone" in lesson.run("05-04", "05-30")) == told
+        space = lesson.space
+        both = {item.prompt for item in space["pool"][: space["n_kept"]]}
+        both &= {item.prompt for item in space["learned_from"]}
+        assert bool(both) == told
+
+
+def test_report_averages_nothing_that_was_varied():
+    """A line for every value of every parameter, in the order of the numbers."""
+    rows = [
+        {"notebook": "08", "method": "chain, block rule", "task": "caption", "prompt": prompt}
+        | {"param.draft_length": length, "param.temperature": 1.0, "budget": float("nan")}
+        | {"param.select": select, "seed": 1, "tokens": 10 * length, "target_calls": 10}
+        | {"seconds": 1.0, "plain_seconds": 1.0, "plain_tokens": 10}
+        for length in (12, 2, 1)
+        for select in ("a", "b")
+        for prompt in (0, 1)
+    ]
+    lesson = Lesson("90_report", {"table": pandas.DataFrame(rows)})
+    lesson.space |= {"estimates": batch.estimates, "display": lambda *shown: tables.append(shown)}
+    tables: list = []
+    lesson.run("90-09", "90-09a")
+    wanted = [f"chain, block rule, draft length {n}, select {s}" for n in (1, 2, 12) for s in "ab"]
+    assert [setting for setting, _ in tables[0][1].index] == wanted
+    assert [
+        cell.split()[0] for cell in tables[0][1][1.0]
+    ] == "1.00 1.00 2.00 2.00 12.00 12.00".split()
