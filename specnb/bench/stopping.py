@@ -10,6 +10,7 @@ with `--seconds` the chosen methods also decode, in turns, and are timed.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
@@ -120,7 +121,8 @@ def _measured(target: str, draft: str, n: int, seconds: bool) -> dict:
         figures["left_out"] = f"stories: {REAL.name} is missing, two small models trained elsewhere"
     for name, pair, group in pairs:
         figures["pairs"][name] = _pair(pair, group, name, seconds)
-    return figures
+    found: dict = json.loads(json.dumps(figures))  # as they are stored, every key a text
+    return found
 
 
 def _pair(pair: sn.Pair, items: Mapping[str, Sequence], label: str, seconds: bool) -> dict:
@@ -350,8 +352,10 @@ def _head(row: dict) -> str:
     return "" if row["auc_head"] is None else f" (of the acceptance head {row['auc_head']:.2f})"
 
 
-def _between(ratio: dict) -> str:
-    return f"{ratio['ratio']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
+def _between(ratio: dict, digits: int = 3) -> str:
+    return "{:.{n}f} ({:.{n}f}-{:.{n}f})".format(
+        ratio["ratio"], ratio["low"], ratio["high"], n=digits
+    )
 
 
 def table(figures: dict) -> str:
@@ -379,8 +383,8 @@ def table(figures: dict) -> str:
         )
         for cost, found in part["costs"].items():
             lines.append(f"{label}, {cost}: speed (over the best fixed), tokens per call, chosen")
-            for name in found[TEMPERATURES[0]]:
-                for temperature in TEMPERATURES:
+            for name in found["all"]:
+                for temperature in map(str, TEMPERATURES):
                     row = found[temperature][name]
                     lines.append(
                         f"  {name:16} T {temperature}  {row['speed']:.2f}  {_between(row['ratio'])}"
@@ -389,7 +393,7 @@ def table(figures: dict) -> str:
                     )
                 lines.append(f"  {name:16} all    {_between(found['all'][name]['ratio'])}")
         for cost, found in part["regime"].items():
-            lines.append(f"{label}, T > 0, a draft step costs {cost:.3f}: {found['chosen']}")
+            lines.append(f"{label}, T > 0, a draft step costs {float(cost):.3f}: {found['chosen']}")
             for base in (*(f"fixed {k}" for k in BASELINES), FIXED):
                 words = "  ".join(
                     f"{name} {_between(found[f'{name} / {base}'])}"
@@ -412,3 +416,123 @@ def table(figures: dict) -> str:
     if "left_out" in figures:
         lines.append(f"left out: {figures['left_out']}")
     return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------- RESULTS.md
+
+NAMES = {
+    FIXED: "best fixed length",
+    "known per token": "true acceptance known, per token",
+    "known product": "the same, as a product over the draft",
+}
+PAIRS = {
+    "embedded": "The embedded pair",
+    "stories": "Two small models trained elsewhere, stories260K and llama2xs-500it, on stories",
+}
+
+
+def markdown(figures: dict) -> str:
+    """The figures as the tables of RESULTS.md."""
+    n = figures["n"]
+    lines = [
+        f"Runs as {figures['runs_as']}, {n} prompts per task and half, two seeds where tokens are "
+        "drawn. Every rule is replayed on texts of the target; its length and threshold are chosen "
+        "together on one half by the figure that is reported of the other (geometric mean over "
+        "tasks, 95 % over prompts). *Never stops* is a threshold that every rule may choose: then "
+        "it is a fixed length."
+    ]
+    for label, part in figures["pairs"].items():
+        lines += ["", f"### {PAIRS[label]}"]
+        for cost, found in reversed(part["costs"].items()):
+            what = f"By MBSU (c = {part['c']:.4f}, rows free)"
+            if cost != "MBSU":
+                what = "A draft step costs 0.07 of a target call, a row of the block 0.05"
+            lines += ["", f"{what}; speed over the best fixed length (length, threshold):", ""]
+            lines += _by_temperature(found)
+        lines += _regimes(part) + _knowledge(part)
+        knob = part["knobs"]
+        lines += [
+            "",
+            f"AdaEDL's threshold moves by {knob['mean_move']:.3f} in an answer, at most "
+            f"{knob['largest_move']:.3f}. {knob['other_start']:.3f} with entropy factor 0.4 in "
+            f"place of 0.5 with 0.2 changes {knob['differ_static']} of {knob['blocks']} blocks "
+            f"({knob['differ_adaptive']} where the threshold moves): one knob.",
+            "",
+            *_decoding(part["decoded"]),
+        ]
+    return "\n".join(lines)
+
+
+def _by_temperature(found: dict) -> list[str]:
+    told = [f"T = {float(t):g}" for t in map(str, TEMPERATURES)]
+    lines = [f"| method | {' | '.join(told)} | all |", "|---" * (len(told) + 2) + "|"]
+    for name in found["all"]:
+        cells = [NAMES.get(name, name)]
+        for temperature in map(str, TEMPERATURES):
+            row = found[temperature][name]
+            cells.append(f"{row['ratio']['ratio']:.2f} ({row['method']})")
+        lines.append(f"| {' | '.join(cells)} | {_between(found['all'][name]['ratio'])} |")
+    return lines
+
+
+def _regimes(part: dict) -> list[str]:
+    """By cost and baseline."""
+    first = next(iter(part["regime"].values()))
+    rules = [name for name in RULES if f"{name} / {FIXED}" in first]
+    lines = [
+        "",
+        "Cost and baseline decide what a rule seems to gain (T = 0.7, 1 and 1.3, a block's rows "
+        "free). Over 3, 7 and 16 a rule drafts at most as many, as papers compare; over the best "
+        "fixed length it has its own best:",
+        "",
+        f"| a draft step costs | over | {' | '.join(rules)} |",
+        "|---" * (len(rules) + 2) + "|",
+    ]
+    for cost, found in part["regime"].items():
+        for base in (*(f"fixed {k}" for k in BASELINES), FIXED):
+            over = f"best fixed ({found['chosen'][FIXED]})" if base == FIXED else base
+            cells = [_between(found[f"{name} / {base}"], 2) for name in rules]
+            lines.append(f"| {float(cost):.2f} | {over} | {' | '.join(cells)} |")
+    return lines
+
+
+def _knowledge(part: dict) -> list[str]:
+    """What scores tell of one token, and of the whole draft."""
+    tasks = part["calibration"]
+    heads = [name for name in ("AdaEDL", "SumEntropy", "PathScore", "SpecDecPP", "length alone")
+             if name in next(iter(tasks.values()))["whole"]]  # fmt: skip
+    lines = [
+        "",
+        "What a score knows (T = 1), as AUC: whether this token will be kept, and whether all of "
+        "the draft up to here will; *length alone* counts the tokens of the draft.",
+        "",
+        "| task | places | mean AdaEDL score | true acceptance | a lower bound at | this token: "
+        f"AdaEDL | acceptance head | all of the draft: {' | '.join(heads)} |",
+        "|---" * (7 + len(heads)) + "|",
+    ]
+    for task, row in tasks.items():
+        head = "" if row["auc_head"] is None else f"{row['auc_head']:.2f}"
+        cells = [f"{row['whole'][name]:.2f}" for name in heads]
+        lines.append(
+            f"| {task} | {row['n']} | {row['score']:.2f} | {row['acceptance']:.2f} | "
+            f"{row['lower_bound']:.0%} | {row['auc']:.2f} | {head} | {' | '.join(cells)} |"
+        )
+    return lines
+
+
+def _decoding(decoded: dict) -> list[str]:
+    """What the chosen methods of cost 0.07 made of the other prompts when they decoded."""
+    lines = [
+        "The methods chosen for a draft step at 0.07, decoding: tokens per call, and as replayed"
+        + (", and seconds over the best fixed length." if decoded["seconds"] else "."),
+        "",
+    ]
+    more = " | seconds" if decoded["seconds"] else ""
+    lines += [f"| method | T | tokens per call | replayed{more} |", "|---" * (4 + bool(more)) + "|"]
+    for temperature, found in decoded["found"].items():
+        for name, row in found.items():
+            cells = [NAMES.get(name, name), f"{float(temperature):g}"]
+            cells += [f"{row['block_efficiency']:.2f}", f"{row['replayed']:.2f}"]
+            cells += [_between(row["ratio_seconds"])] if more else []
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines

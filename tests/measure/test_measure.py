@@ -299,6 +299,7 @@ def test_a_trial_run_leaves_nothing_behind_in_the_bench_on_stopping(small):
     fresh = stopping.measure(n=2)
     assert plain(after) == plain(fresh)
     said = stopping.table(fresh)
+    assert stopping.markdown(json.loads(json.dumps(fresh))).count("|---") > 20
     assert "over the best fixed" in said and "left out: stories" in said
     found = fresh["pairs"]["embedded"]["costs"]["MBSU"]["all"]
     assert found["oracle"]["ratio"]["ratio"] > 1 == found["fixed"]["ratio"]["ratio"]
