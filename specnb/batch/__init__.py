@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,10 +47,14 @@ def run(
 ) -> list[dict[str, Any]]:
     """Executes the notebooks into `out_dir`, `workers` at a time; a row each (see `execute`).
 
-    A failing notebook does not stop the others; what is finished there is not run again. Raises
-    ValueError before anything runs when a notebook is missing or a parameter is wrong.
+    Several workers share the cores: a worker alone leaves the number of threads to torch. A failing
+    notebook does not stop the others; what is finished there is not run again. Raises ValueError
+    before anything runs when a notebook is missing or a parameter is wrong.
     """
-    return carry_out(plan_of(notebooks, [parameters or {}], workers=workers), Path(out_dir))
+    plan = plan_of(notebooks, [parameters or {}], workers=workers)
+    if plan.workers > 1:
+        plan = replace(plan, threads=max(1, (os.cpu_count() or 1) // plan.workers))
+    return carry_out(plan, Path(out_dir))
 
 
 def sweep(

@@ -712,6 +712,16 @@ def test_the_sum_of_the_code_sees_every_module(tmp_path):
 
 
 @pytest.mark.notebook
+def test_what_ran_side_by_side_is_finished(tmp_path):
+    """Workers share the cores, and a single one later finds nothing left to do."""
+    books = [make_notebook(tmp_path, name, WRITES) for name in ("a", "b")]
+    rows = batch.run(books, tmp_path / "out", workers=2)
+    each = max(1, (os.cpu_count() or 1) // 2)
+    assert [row["threads"] for row in rows] == [each, each]
+    assert batch.run(books, tmp_path / "out") == rows
+
+
+@pytest.mark.notebook
 def test_a_failure_stops_nobody(tmp_path, capsys, monkeypatch):
     bad = make_notebook(tmp_path, "a_bad", "raise OSError('the\\nlast line')", WRITES)
     good = make_notebook(tmp_path, "b_good", "import specnb", WRITES)
