@@ -278,7 +278,6 @@ def small(monkeypatch, tmp_path, unchecked):
     few = {"BUDGETS": (6,), "DEPTHS": (2,), "BEAMS": ((2, 3),), "WEAKER": (1.0, 3.0)}
     for name, value in (few | {"LEVEL_COSTS": (0.0, 0.2)}).items():
         monkeypatch.setattr(trees, name, value)
-    monkeypatch.setattr(stopping.settings, "set_dtype", lambda dtype: None)
     for bench in (stopping, trees):
         monkeypatch.setattr(bench, "REAL", tmp_path / "none")
 
