@@ -40,10 +40,12 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP)  ## every notebook by papermill, results in runs/<timestamp>/ or OUT=folder
 	@$(PY) -m specnb.batch run $(if $(OUT),--out "$(OUT)")$(if $(AT_ONCE), --workers $(AT_ONCE))
 
-# A process per core, whole files each, so that models are loaded once. The slowest are listed.
+# A process per core. Outside the heart each takes whole files, so that models are loaded once; the
+# longest come first (tests/conftest.py). The slowest tests are listed.
 REST := $(filter-out tests/heart/ tests/__pycache__/,$(wildcard tests/*/))
 test: coverage  ## the tests, those of the heart with its coverage
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=25 \
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m slow tests/heart
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 \
 		tests/heart/test_planted_bugs.py $(REST)
 
 # What a change needs at once; about a minute on two cores.
@@ -54,9 +56,10 @@ check: $(STAMP)  ## form, types, and the tests without weights, notebooks and a 
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile \
 		-m "not slow and not notebook and not weights"
 
+# Without the slow tests, which are long enumerations that coverage makes half as long again.
 coverage: $(STAMP)  ## how much of the heart its own tests walk through; fails below 95 %
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing \
-		tests/heart --ignore=tests/heart/test_planted_bugs.py
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing \
+		-m "not slow" tests/heart --ignore=tests/heart/test_planted_bugs.py
 
 # The packages that Colab has, older than those of the lock: there, nothing is installed.
 .venv-colab/.installed: requirements-colab.txt

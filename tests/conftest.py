@@ -20,7 +20,7 @@ settings.load_profile("specnb")
 
 
 # The longest files, which start first, so that no core is idle at the end.
-LONGEST = ("test_notebooks", "test_browser", "test_planted_bugs", "test_joint", "test_batch")
+LONGEST = ("test_notebooks", "test_browser", "test_planted_bugs", "test_batch", "test_results")
 
 
 def pytest_collection_modifyitems(items):

@@ -384,3 +384,10 @@ def test_a_wrong_shape_along_an_enumeration_is_caught(monkeypatch):
     monkeypatch.setattr("specnb.decode.verify", flat)
     with pytest.raises(Exception, match="root_probs"):
         exact.law(target, draft, Chain(2), PLAIN, n_tokens=1)
+
+
+def test_the_bound_on_noise_is_twice_the_mean_distance():
+    """Of two tokens: the distance is |k - n / 2| / n, and the mean of it is known for n = 2."""
+    fair = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    assert exact.noise_bound(fair, 1) == 1.0  # always half away
+    assert exact.noise_bound(fair, 2, repeats=4000) == pytest.approx(0.5, abs=0.04)

@@ -138,7 +138,7 @@ def disjoint():
     return table([[0.3, 0.7, 0, 0]] * 4), table([[0, 0, 0.6, 0.4]] * 4)
 
 
-SHAPES = [((2,), 3), ((2,), 5), ((3,), 4), ((2, 1), 3), ((2, 1), 5), ((2, 2), 3), ((2, 2, 1), 2)]
+SHAPES = [((2,), 3), ((2,), 5), ((3,), 4), ((2, 1), 3), ((2, 1), 4), ((2, 2), 3), ((2, 2, 1), 2)]
 
 
 @pytest.mark.slow
@@ -235,9 +235,9 @@ def test_a_static_tree_keeps_the_law(parents, unchecked):
 def test_a_wrong_static_tree_is_caught(monkeypatch, old, new, unchecked):
     """Tokens in another order than their laws; the last draws for the first; another row's laws."""
     monkeypatch.setattr(StaticTree, "expand", replaced(StaticTree.expand, old, new))
-    target, draft = models(4, order=2, seed=21)
+    target, draft = models(3, order=2, seed=21)
     with pytest.raises((AssertionError, ValueError), match="law differs|probability 0"):
-        for parents in ((-1, -1), (-1, -1, 0, 0, 1)):
+        for parents in ((-1, -1), (-1, -1, 0, 1), (-1, -1, 0, 0, 1)):
             check_law(target, draft, Once(StaticTree(parents)), PLAIN, n_tokens=2)
 
 
