@@ -20,7 +20,7 @@ settings.load_profile("specnb")
 
 
 # The longest files, which start first, so that no core is idle at the end.
-LONGEST = ("test_notebooks", "test_browser", "test_planted_bugs", "test_batch", "test_results")
+LONGEST = ("test_execution", "test_browser", "test_batch", "test_planted_bugs", "test_notebooks")
 
 
 def pytest_collection_modifyitems(items):
