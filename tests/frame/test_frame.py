@@ -154,10 +154,11 @@ def test_second_make_does_no_setup(tmp_path):
     assert make("run") == ["-m specnb.batch run"]
     (tmp_path / "tests" / "heart").mkdir(parents=True)
     (tmp_path / "tests" / "other").mkdir()
-    covered, rest = make("test")
+    covered, slow, rest = make("test")
     assert covered.startswith("-m pytest") and covered.endswith(
-        "tests/heart --ignore=tests/heart/test_planted_bugs.py"
+        "-m not slow tests/heart --ignore=tests/heart/test_planted_bugs.py"
     )
+    assert slow.endswith("-m slow tests/heart")  # together they are the whole heart
     assert rest.endswith("--durations=25 tests/heart/test_planted_bugs.py tests/other/")
     extra = "-m pip install -qq -c requirements.lock -e .[gguf]"
     assert make("smollm2") == [extra, "-m specnb.smollm2"]

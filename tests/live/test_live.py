@@ -1026,7 +1026,8 @@ async def until(true, seconds=30.0) -> None:
 @pytest.mark.slow
 def test_a_slow_run_grows_on_the_screen():
     async def watch():
-        began, panel = time.perf_counter(), slow_bench(slow.pair(), draft_length=1)
+        # Slow enough for three pictures even where drawing one takes a fifth of a second.
+        began, panel = time.perf_counter(), slow_bench(slow.pair(0.12), draft_length=1)
         assert panel.work.under_way and time.perf_counter() - began < 2, "the cell waits for it"
         seen = []
         while panel.work.under_way:
