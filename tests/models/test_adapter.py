@@ -245,10 +245,11 @@ def tables(seed: int, n: int = 3, vocab: int = 4) -> torch.Tensor:
     return 1.5 * torch.randn(n, vocab, vocab, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", [0, 1, None])
 @pytest.mark.parametrize("drafter", [Chain(2), GumbelTopK((2, 1)), IIDTree((2, 1))], ids=repr)
 def test_laws_with_a_picture_as_fixed_context(drafter, picture):
-    ours, theirs = tables(1), tables(2)
+    ours, theirs = tables(1, vocab=3), tables(2, vocab=3)
     target = TableModel(theirs[-1 if picture is None else picture])
     check_law(target, Pictured(ours), Shown(drafter, picture), Sampling(1.0))
 
