@@ -238,7 +238,7 @@ def test_pages_of_a_run_in_a_browser(executed, chrome, shots):
         page.goto(path.as_uri())
         page.wait_for_timeout(500)
         if path.name != "index.html":
-            assert path.stat().st_size < 8e6  # of which 4.8 are the script of plotly
+            assert path.stat().st_size < 7e6  # of which 4.8e6 are the script of plotly
             report = path.stem.startswith("9")
             # A panel leaves a copy that needs no kernel; lessons without one show strips.
             assert report or page.locator(".snb-static svg, .snb-tokens").count(), path.name
