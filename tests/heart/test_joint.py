@@ -146,7 +146,9 @@ def test_traversal_is_not_below_the_recursive_rule(branching, vocab_size, n, unc
     assert (traversal >= recursive - 1e-13).all()
     if branching == (2,):  # one level: there is no path to judge
         assert torch.allclose(traversal, recursive, rtol=0, atol=1e-13)
-    else:
+    elif branching == (2, 1):
+        assert (traversal / recursive).mean() > 1.01
+    else:  # on few pairs: a gain that no rounding makes
         assert (traversal / recursive).max() > 1.001
     chosen = (TopKTree(branching), TopKTree(branching, verify="traversal"))
     recursive, traversal = gains(*chosen, vocab_size, n).T
