@@ -10,8 +10,8 @@ import copy
 import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from specnb.arguments import whole
 from specnb.decode import next_block
-from specnb.drafters import Chain, Drafter, GumbelTopK, IIDTree, start
-from specnb.models.base import Model, Pair
+from specnb.drafters import Chain, Drafter, Drafting, GumbelTopK, IIDTree, start
+from specnb.models.base import Context, Model, Pair
 from specnb.models.table import TableModel
 from specnb.record import Record
 from specnb.sampling import Draws, Sampling
+from specnb.tree import DraftTree
 from specnb.verify import Block
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
@@ -117,31 +118,86 @@ def law(
     frontier = {((), drafting.state): (1.0, context, drafting)}
     probs = torch.zeros((target.vocab_size,) * n_tokens, dtype=torch.float64)
     outcomes: Counter[Any] = Counter()
-    shared = {id(model): model for model in (target, draft, drafter, sampling, draft_sampling)}
+    shared = (target, draft, drafter, sampling, draft_sampling)
     while frontier:
         grown: dict[Any, list[Any]] = defaultdict(lambda: [0.0, None, None])
         for (text, _), (mass, context, drafting) in frontier.items():
             max_depth = n_tokens - len(text) - 1 if clip else 1 << 20
-            scripts: list[list[int]] = [[]]
-            while scripts:
-                draws = Enumerator(scripts.pop())
-                fork_context, fork_drafting = copy.deepcopy((context, drafting), dict(shared))
-                block = next_block(
-                    fork_context, fork_drafting, sampling, draws, max_depth, target.eos_ids
-                )
-                scripts += draws.open
+            for block, prob, after in _blocks(
+                context, drafting, sampling, max_depth, target.eos_ids, shared
+            ):
                 _count(outcomes, block)
                 longer = text + block.token_ids
                 if longer[-1] in target.eos_ids:
                     longer += longer[-1:] * n_tokens
                 if len(longer) >= n_tokens:
-                    probs[longer[:n_tokens]] += mass * draws.prob
+                    probs[longer[:n_tokens]] += mass * prob
                 else:
-                    entry = grown[longer, fork_drafting.state]
-                    entry[0] += mass * draws.prob
-                    entry[1:] = fork_context, fork_drafting
+                    entry = grown[longer, after[1].state]
+                    entry[0] += mass * prob
+                    entry[1:] = after
         frontier = grown
     return Law(probs, outcomes, float(probs.sum()))
+
+
+def _blocks(
+    context: Context,
+    drafting: Drafting,
+    sampling: Sampling,
+    max_depth: int,
+    eos_ids: Set[int],
+    shared: Sequence[Any],
+) -> Iterator[tuple[Block, float, tuple[Context, Drafting]]]:
+    """Every block that there can be from here, its probability, and both sides behind it.
+
+    Neither side given is touched; what is `shared` is not copied with them.
+    """
+    once = _DraftedOnce(context, drafting, {id(one): one for one in shared})
+    scripts: list[list[int]] = [[]]
+    while scripts:
+        draws = Enumerator(scripts.pop())
+        after = once.fork(draws)
+        block = next_block(after[0], once, sampling, draws, max_depth, eos_ids)
+        scripts += draws.open
+        yield block, draws.prob, after
+
+
+class _DraftedOnce:
+    """A drafter as `next_block` meets it on every path of an enumeration; drafts no tree twice.
+
+    The last choice is varied first, so the outcomes of one tree's verification follow one another.
+    Each goes on from a copy of both sides as they were when the tree had been drafted.
+    """
+
+    def __init__(self, context: Context, drafting: Drafting, shared: dict[int, Any]):
+        self.before = self.now = context, drafting
+        self.shared = shared
+        self.known = False  # whether the path under way has the tree of the path before
+        self.choices: list[int] | None = None  # by which that tree was drafted
+        self.prob = 1.0  # of these choices
+
+    def fork(self, draws: Enumerator) -> tuple[Context, Drafting]:
+        """Both sides, in copies, for the path of these draws."""
+        n = None if self.choices is None else len(self.choices)
+        self.known = n is not None and draws.script[:n] == self.choices
+        self.now = copy.deepcopy(self.drafted if self.known else self.before, dict(self.shared))
+        return self.now
+
+    def propose(self, draws: Any, max_depth: int) -> DraftTree:
+        if self.known:
+            draws.taken, draws.prob = list(self.choices or ()), self.prob
+        else:
+            self.tree = self.now[1].propose(draws, max_depth)
+            self.choices, self.prob = list(draws.taken), draws.prob
+            self.drafted = copy.deepcopy(self.now, dict(self.shared))
+        return replace(self.tree, probs=self.tree.probs.clone())  # a rule may write into it
+
+    def commit(self, token_ids: Sequence[int], n_accepted: int) -> None:
+        self.now[1].commit(token_ids, n_accepted)
+
+    @property
+    def state(self) -> Hashable:
+        return self.now[1].state
 
 
 def _count(outcomes: Counter[Any], block: Block) -> None:
@@ -226,15 +282,12 @@ def _first_blocks(
     draft_sampling: Sampling | None,
 ) -> Iterator[tuple[Block, float]]:
     """Every first block that there can be, with its probability."""
-    scripts: list[list[int]] = [[]]
-    while scripts:
-        draws = Enumerator(scripts.pop())
-        context = target.open(list(prompt))
-        pair, drawn_at = Pair(target, draft), draft_sampling or sampling
-        drafting = start(drafter, pair, list(prompt), None, drawn_at, context)
-        block = next_block(context, drafting, sampling, draws, 1 << 20, target.eos_ids)
-        scripts += draws.open
-        yield block, draws.prob
+    context = target.open(list(prompt))
+    pair, drawn_at = Pair(target, draft), draft_sampling or sampling
+    drafting = start(drafter, pair, list(prompt), None, drawn_at, context)
+    shared = (target, draft, drafter, sampling, draft_sampling)
+    for block, prob, _ in _blocks(context, drafting, sampling, 1 << 20, target.eos_ids, shared):
+        yield block, prob
 
 
 @dataclass(frozen=True)

@@ -384,55 +384,90 @@ def computed() -> dict:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures as text; what is computed stands apart."""
+    """The figures as Markdown; what is computed stands apart."""
     lines = [
-        f"measured, T = 1, draft length {DRAFT_LENGTH}, {figures['n']} prompts each, 95 % over "
-        "prompts"
+        f"Measured at T = 1, draft length {DRAFT_LENGTH}, {figures['n']} prompts each (SmolLM2: "
+        "half as many): block efficiency (95 % over prompts), and the acceptance rate. The budget "
+        "is the number of slots that a draft reads."
     ]
     for cell in figures["cells"]:
         right = ""
         if "right" in cell:
-            right = f", {cell['right']:.0%} of the target's own greedy answers right"
-        lines.append(f"{cell['label']} (mean {cell['positions']:.0f}){right}")
-        for row in cell["lines"]:
-            (a, b), (c, d) = row["block_efficiency_interval"], row["acceptance_interval"]
-            lines.append(
-                f"  {row['method']:18} budget {row['budget'] or '-':>4}  block efficiency "
-                f"{row['block_efficiency']:.2f} [{a:.2f}, {b:.2f}]  acceptance "
-                f"{row['acceptance_rate']:.3f} [{c:.3f}, {d:.3f}]"
-            )
+            right = f"; {cell['right']:.0%} of the target's own greedy answers are right"
+        lines += ["", f"**{cell['label']}** (mean {cell['positions']:.0f}){right}", ""]
+        lines += _by_budget([row for row in cell["lines"] if row["method"] in SELECTORS])
+        if others := [row for row in cell["lines"] if row["method"] not in SELECTORS]:
+            lines += [
+                "",
+                "| beside them | slots | block efficiency | acceptance |",
+                "|---|---|---|---|",
+            ]
+            lines += [
+                f"| {row['method']} | {row['budget'] or 'all'} | {_cell_text(row, '')} "
+                f"| {row['acceptance_rate']:.2f} |"
+                for row in others
+            ]
     if figures["traffic"]:
-        lines.append("keys and values read, kB; counted (formula)")
+        lines += ["", "Keys and values read, in kB: counted, and by formula in brackets.", ""]
+        lines += [
+            "| method | budget | per draft | per verification | per token | plain, per token |"
+        ]
+        lines += ["|---|---|---|---|---|---|"]
     for row in figures["traffic"]:
-        lines.append(
-            f"  {row['method']:18} budget {row['budget']:>4}  per draft "
-            f"{row['draft_counted'] / 1e3:.0f} ({row['draft_formula'] / 1e3:.0f})  per "
-            f"verification {row['verify_counted'] / 1e3:.0f} ({row['verify_formula'] / 1e3:.0f})  "
-            f"per token {row['per_token'] / 1e3:.0f}, plain {row['plain_per_token'] / 1e3:.0f}"
+        of_draft, of_call = (
+            f"{row[f'{what}_counted'] / 1e3:.0f} ({row[f'{what}_formula'] / 1e3:.0f})"
+            for what in ("draft", "verify")
         )
-    return "\n".join([*lines, *_computed_lines(figures["computed"])])
+        lines.append(
+            f"| {row['method']} | {row['budget']} | {of_draft} | {of_call} "
+            f"| {row['per_token'] / 1e3:.0f} | {row['plain_per_token'] / 1e3:.0f} |"
+        )
+    return "\n".join([*lines, "", *_computed_lines(figures["computed"])])
+
+
+def _by_budget(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each selector, a column for each budget."""
+    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    head = [f"| selector | {' | '.join(map(str, budgets))} |", "|---" * (len(budgets) + 1) + "|"]
+    found = {(row["method"], row["budget"]): row for row in rows}
+    names = dict.fromkeys(row["method"] for row in rows)
+    return head + [
+        f"| {name} | {' | '.join(_cell_text(found[name, budget]) for budget in budgets)} |"
+        for name in names
+    ]
+
+
+def _cell_text(row: Mapping[str, Any], rate: str = "; {:.2f}") -> str:
+    low, high = row["block_efficiency_interval"]
+    said = f"{row['block_efficiency']:.2f} ({low:.2f}-{high:.2f})"
+    return said + rate.format(row["acceptance_rate"])
 
 
 def _computed_lines(found: Mapping[str, Any]) -> list[str]:
     inputs = found["inputs"]
     machine = inputs["machine"]
+    choosing = ", ".join(f"{name} {gb:.2f}" for name, gb in found["select_gb"].items())
+    rates = list(dict.fromkeys(row["accepted"] for row in found["lines"]))
     lines = [
+        f"**Computed, not measured**: {inputs['target']['name']} at {inputs['tokens']:,} tokens on "
+        f"an {machine['name']}, {machine['bytes_per_s'] / 1e12:.3f} TB/s, by memory traffic alone. "
+        f"Weights {found['weights_gb']:.1f} GB, cache {found['cache_gb']:.1f} GB, a budget of "
+        f"{inputs['budget']} slots {found['budget_gb']:.2f} GB; plain {found['plain_ms']:.1f} ms a "
+        f"token, middle {found['middle_ms']:.1f} ms, small {found['small_ms']:.2f} ms. Read in "
+        f"order to choose, in GB: {choosing}.",
         "",
-        f"computed, not measured: {inputs['target']['name']} at {inputs['tokens']:,} tokens on an "
-        f"{machine['name']}, {machine['bytes_per_s'] / 1e12:.3f} TB/s, by memory traffic alone",
-        f"  weights {found['weights_gb']:.1f} GB, cache {found['cache_gb']:.1f} GB, budget of "
-        f"{inputs['budget']} {found['budget_gb']:.2f} GB; plain {found['plain_ms']:.1f} ms a "
-        f"token, middle {found['middle_ms']:.1f} ms, small {found['small_ms']:.2f} ms",
-        "  read in order to choose, GB: "
-        + ", ".join(f"{name} {gb:.2f}" for name, gb in found["select_gb"].items()),
+        f"Times plain, with {inputs['offered']} tokens offered, each of which the target keeps "
+        "with the probability on top:",
+        "",
+        f"| small drafts kept by the middle | {' | '.join(f'{rate:.2f}' for rate in rates)} |",
+        "|---" * (len(rates) + 1) + "|",
     ]
-    for row in found["lines"]:
-        by = f"small drafts kept {row['inner']:.0%}" if row["inner"] else "no small model"
-        lines.append(
-            f"  {inputs['offered']} offered, each kept with {row['accepted']:.2f}, {by}: "
-            f"{row['speed_up']:.2f} times plain"
-        )
-    lines.append(
-        f"measured by the paper (2404.11912), three levels: {found['in_paper']} times plain"
-    )
-    return lines
+    for inner in dict.fromkeys(row["inner"] for row in found["lines"]):
+        cells = [f"{row['speed_up']:.2f}" for row in found["lines"] if row["inner"] == inner]
+        name = f"{inner:.0%}" if inner else "no small model"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        f"Measured by the paper (2404.11912), three levels: {found['in_paper']} times plain.",
+    ]

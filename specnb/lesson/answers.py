@@ -105,6 +105,37 @@ def verdict(
     return marked(reference)
 
 
+class Unsound(ValueError):
+    """What a reader's code did cannot be right; the words say why."""
+
+
+def examined(
+    name: str, function: Any, examine: Callable[[Function], tuple[str | None, str]]
+) -> tuple[str | None, str]:
+    """What `examine` finds of a reader's function, as `verdict` takes it.
+
+    The problem is also that of a ValueError: `Unsound`, or what the production loop says itself.
+    """
+    if not callable(function):
+        return f"{name} is not a function; give the function itself.", ""
+    try:
+        return examine(function)
+    except NotImplementedError:
+        return "not written yet.", ""
+    except ValueError as wrong:
+        return str(wrong), ""
+
+
+def called(what: str, function: Function, *arguments: Any) -> Any:
+    """What a reader's function gives back; Unsound where it stops, in words that begin so."""
+    try:
+        return function(*arguments)
+    except (NotImplementedError, Unsound):
+        raise
+    except Exception as error:  # whatever a beginner's code raises is an answer to explain
+        raise Unsound(f"{what} stops with {type(error).__name__}: {error}.") from error
+
+
 def marked(reference: Function) -> Function:
     """The reference, so that a check that is run again knows it."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specnb import exact
 from specnb.decode import speculative
-from specnb.lesson.answers import Function, verdict
+from specnb.lesson.answers import Function, Unsound, called, examined, verdict
 from specnb.models.base import Model, Pair
 from specnb.models.table import TableModel
 from specnb.sampling import Draws, Sampling
@@ -104,13 +104,13 @@ def bold(probs: Tensor, draw: Callable[[Tensor], int]) -> tuple[int, Tensor]:
 # ------------------------------------------------------------------------------------ judges
 
 
-class Wrong(ValueError):
-    """What a reader's function did; the words say why it cannot be so."""
-
-
 def judge_bold_draw(title: str, function: Any, strict: bool) -> Function:
     """Prints what the production loop says of a reader's `bold_draw`."""
-    return verdict(title, function, bold, strict, lambda: _bold_problem(function))
+
+    def find() -> tuple[str | None, str]:
+        return examined("bold_draw", function, _examine_bold)
+
+    return verdict(title, function, bold, strict, find)
 
 
 class _Asked:
@@ -128,42 +128,37 @@ class _Asked:
 
 def _distribution(row: Any, what: str, size: int = 0) -> None:
     if not isinstance(row, Tensor):
-        raise Wrong(f"{what} {type(row).__name__}; give a tensor of probabilities.")
+        raise Unsound(f"{what} {type(row).__name__}; give a tensor of probabilities.")
     if row.ndim != 1 or (size and len(row) != size):
-        raise Wrong(f"{what} a tensor of shape {list(row.shape)}; give one row [vocab].")
+        raise Unsound(f"{what} a tensor of shape {list(row.shape)}; give one row [vocab].")
     low, total = float(row.min()), float(row.sum())
     if not (low >= 0 and abs(total - 1) < 1e-3):
         lies = f"whose entries sum to {total:.4g}" if low >= 0 else f"with an entry {low:.4g}"
-        raise Wrong(f"{what} a row {lies}; a distribution has no negative entry and sums to 1.")
+        raise Unsound(f"{what} a row {lies}; a distribution has no negative entry and sums to 1.")
 
 
-def _bold_problem(function: Any) -> tuple[str | None, str]:
-    if not callable(function):
-        return "bold_draw is not a function; give the function itself.", ""
+def _examine_bold(function: Function) -> tuple[str | None, str]:
     seen: list[tuple[Tensor, Tensor, Tensor]] = []  # probs, drawn from, declared
 
     def told(probs: Tensor, draw: Any) -> Any:
         asked = _Asked(draw)
-        answer = _called("bold_draw", function, (probs.clone(), asked))
+        answer = called("bold_draw", function, probs.clone(), asked)
         if answer is None:
-            raise Wrong("it gives nothing back (None): is `return` missing?")
+            raise Unsound("it gives nothing back (None): is `return` missing?")
         if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-            raise Wrong("give two results, the token and the distribution that is declared for it.")
+            raise Unsound(
+                "give two results, the token and the distribution that is declared for it."
+            )
         token, declared = answer
         if isinstance(token, Tensor) and token.ndim:
-            raise Wrong("the two results are exchanged: give the token first.")
+            raise Unsound("the two results are exchanged: give the token first.")
         if not asked.rows:
-            raise Wrong("draw is never asked: the token must be drawn, by draw(...).")
+            raise Unsound("draw is never asked: the token must be drawn, by draw(...).")
         _distribution(declared, "declared is", len(probs))
         seen.append((probs, asked.rows[-1], declared.double()))
         return int(token), declared.double() / declared.double().sum()
 
-    try:
-        error = _error(FromText(pairs, 2, told))
-    except NotImplementedError:
-        return "not written yet.", ""
-    except (Wrong, ValueError) as wrong:
-        return str(wrong), ""
+    error = _error(FromText(pairs, 2, told))
     squares = [probs**2 / (probs**2).sum() for probs, _, _ in seen]
     drawn_right = all(
         torch.allclose(row, square, atol=1e-4)
@@ -181,33 +176,30 @@ def _bold_problem(function: Any) -> tuple[str | None, str]:
 
 def judge_next_probs(title: str, function: Any, strict: bool) -> Function:
     """Prints whether a reader's `next_probs` is exact, and how many tokens a call it brings."""
-    return verdict(title, function, longest, strict, lambda: _next_probs_problem(function))
+
+    def find() -> tuple[str | None, str]:
+        return examined("next_probs", function, _examine_next_probs)
+
+    return verdict(title, function, longest, strict, find)
 
 
-def _next_probs_problem(function: Any) -> tuple[str | None, str]:
-    if not callable(function):
-        return "next_probs is not a function; give the function itself.", ""
+def _examine_next_probs(function: Function) -> tuple[str | None, str]:
     proposed = 0
 
     def told(text: list[int], vocab_size: int) -> Any:
         nonlocal proposed
         before = list(text)
-        row = _called("next_probs", function, (text, vocab_size))
+        row = called("next_probs", function, text, vocab_size)
         if text != before:
-            raise Wrong("text is changed in place; work on a copy, as list(text) gives it.")
+            raise Unsound("text is changed in place; work on a copy, as list(text) gives it.")
         if row is not None:
             _distribution(row, f"for the text {before[-5:]} it gives", vocab_size)
             proposed += 1
             row = row.double() / row.double().sum()
         return row
 
-    try:
-        error = _error(FromText(told, 2))
-        mine, theirs = _per_call(told), _per_call(pairs)
-    except NotImplementedError:
-        return "not written yet.", ""
-    except (Wrong, ValueError) as wrong:
-        return str(wrong), ""
+    error = _error(FromText(told, 2))
+    mine, theirs = _per_call(told), _per_call(pairs)
     if not proposed:
         return "it proposes nothing, whatever the text (None): is `return` missing?", ""
     if error > TOLERANCE:
@@ -222,22 +214,13 @@ def _next_probs_problem(function: Any) -> tuple[str | None, str]:
     return None, f"exact; {counted}"
 
 
-def _called(name: str, function: Function, arguments: tuple[Any, ...]) -> Any:
-    try:
-        return function(*arguments)
-    except (NotImplementedError, Wrong):
-        raise
-    except Exception as error:  # whatever a beginner's code raises is an answer to explain
-        raise Wrong(f"{name} stops with {type(error).__name__}: {error}.") from error
-
-
 def _error(drafter: FromText) -> float:
     """The largest difference of a probability of three tokens to the target's."""
     target, sampling = TableModel.random(3, order=1, seed=4, spread=1.0), Sampling(1.0)
     try:
         law = exact.law(target, None, drafter, sampling, 3, PROMPT).probs
     except IndexError:  # the enumerator did not meet the same choices again
-        raise Wrong("the same text leads to other choices the second time.") from None
+        raise Unsound("the same text leads to other choices the second time.") from None
     error = float((law - exact.target_law(target, sampling, 3, PROMPT)).abs().max())
     return error if math.isfinite(error) else math.inf
 

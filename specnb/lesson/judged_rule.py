@@ -21,7 +21,7 @@ from torch import Tensor
 from specnb import exact
 from specnb.decode import next_block
 from specnb.drafters import Chain
-from specnb.lesson.answers import Function, verdict
+from specnb.lesson.answers import Function, Unsound, called, examined, verdict
 from specnb.models.base import Pair
 from specnb.models.table import TableModel
 from specnb.outcome import Examined, Outcome, Rule
@@ -31,10 +31,6 @@ from specnb.tree import DraftTree
 TOLERANCE = 1e-6  # of a law: float32 is right
 Step = Callable[..., Any]
 Setting = tuple[int, int, float, int, bool]
-
-
-class Unsound(ValueError):
-    """What a step did is no verify step; the words say why."""
 
 
 def as_rule(step: Step) -> Rule:
@@ -292,7 +288,11 @@ def _tokens_per_call(step: Step) -> float:
 
 def judge_verify_step(title: str, step: Any, strict: bool) -> Function:
     """Prints what `exact.law` says of a verify step; gives it back where it is right."""
-    return verdict(title, step, reference, strict, lambda: examined(step))
+
+    def find() -> tuple[str | None, str]:
+        return examined("verify_step", step, _examine)
+
+    return verdict(title, step, reference, strict, find)
 
 
 class _Watched:
@@ -302,40 +302,26 @@ class _Watched:
         self.step, self.asked = step, False
 
     def __call__(self, tokens: Any, draft: Any, target: Any, accept: Any, draw: Any) -> Any:
-        try:
-            said = self.step(tokens, draft, target, accept, draw)
-        except (NotImplementedError, Unsound):
-            raise
-        except Exception as error:  # whatever a beginner's code raises is an answer to explain
-            raise Unsound(
-                f"with tokens={tokens} it stops with {type(error).__name__}: {error}."
-            ) from error
+        what = f"with tokens={tokens} it"
+        said = called(what, self.step, tokens, draft, target, accept, draw)
         self.asked = self.asked or bool(accept.__self__.looks)
         return said
 
 
-def examined(step: Any) -> tuple[str | None, str]:
-    """(problem or None, what to say of a step that has none)."""
-    if not callable(step):
-        return "verify_step is not a function; give the function itself.", ""
+def _examine(step: Step) -> tuple[str | None, str]:
     watched = _Watched(step)
     laws, largest = [], 0.0
-    try:
-        for setting in SETTINGS:
-            laws.append(_law(watched, setting))
-            order, length, temperature, n_tokens, _ = setting
-            wanted = exact.target_law(_models(order)[0], Sampling(temperature), n_tokens)
-            error = float((laws[-1] - wanted).abs().max())
-            largest = max(largest, error)
-            if not error <= TOLERANCE:
-                where = f"draft length {length}, temperature {temperature:g}"
-                words = f"the text is no longer the target's ({where}). {_first(laws[-1], wanted)}"
-                return f"{words} {_why(watched, laws)}".strip(), ""
-        mean, best = _tokens_per_call(watched), _tokens_per_call(reference)
-    except NotImplementedError:
-        return "not written yet.", ""
-    except Unsound as error:
-        return str(error), ""
+    for setting in SETTINGS:
+        laws.append(_law(watched, setting))
+        order, length, temperature, n_tokens, _ = setting
+        wanted = exact.target_law(_models(order)[0], Sampling(temperature), n_tokens)
+        error = float((laws[-1] - wanted).abs().max())
+        largest = max(largest, error)
+        if not error <= TOLERANCE:
+            where = f"draft length {length}, temperature {temperature:g}"
+            words = f"the text is no longer the target's ({where}). {_first(laws[-1], wanted)}"
+            return f"{words} {_why(watched, laws)}".strip(), ""
+    mean, best = _tokens_per_call(watched), _tokens_per_call(reference)
     if mean < best - TOLERANCE:
         return (
             f"exact, but it keeps fewer guesses than it may: {mean:.3f} tokens a call, and "

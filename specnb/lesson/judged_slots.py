@@ -15,15 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specnb.lesson.answers import Function, verdict
+from specnb.lesson.answers import Function, Unsound, called, examined, verdict
 
 SIZE, TIMES = 4, 3
 GAIN = 1.25  # attention to hold, over what whole chunks do
 HEADS, SLOTS, DIM, BUDGET = 8, 256, 16, 24
-
-
-class Unsound(ValueError):
-    """What an answer did is against the task; the words say why."""
 
 
 class _Look:
@@ -74,24 +70,19 @@ def whole_chunks(query: Tensor, means: Tensor, look: Callable[..., Tensor], budg
 
 def judge_choose_slots(title: str, function: Any, strict: bool) -> Function:
     """Prints which share of the attention an answer holds, and for how many keys."""
-    return verdict(title, function, reference, strict, lambda: _problem(function))
+
+    def find() -> tuple[str | None, str]:
+        return examined("choose_slots", function, _examine)
+
+    return verdict(title, function, reference, strict, find)
 
 
-def _problem(function: Any) -> tuple[str | None, str]:
-    if not callable(function):
-        return "choose_slots is not a function; give the function itself.", ""
+def _examine(function: Function) -> tuple[str | None, str]:
     mine = theirs = whole = 0.0
     seen = 0
     for query, keys in _heads():
         weights = (keys @ query / DIM**0.5).softmax(-1)
-        try:
-            slots, asked = _chosen(function, query, keys)
-        except NotImplementedError:
-            return "not written yet.", ""
-        except Unsound as wrong:
-            return str(wrong), ""
-        except Exception as error:  # whatever a beginner's code raises is an answer to explain
-            return f"it stops with {type(error).__name__}: {error}.", ""
+        slots, asked = _chosen(function, query, keys)
         seen = max(seen, asked)
         mine += float(weights[slots].sum()) / HEADS
         theirs += float(weights[_chosen(whole_chunks, query, keys)[0]].sum()) / HEADS
@@ -109,7 +100,7 @@ def _chosen(function: Function, query: Tensor, keys: Tensor) -> tuple[list[int],
     """The slots that a function gives for a head, and how many keys it has looked at."""
     look = _Look(keys, TIMES * BUDGET)
     means = keys.view(-1, SIZE, DIM).mean(1)
-    said = function(query.clone(), means, look, BUDGET)
+    said = called("it", function, query.clone(), means, look, BUDGET)
     slots = _numbers(said, len(keys), "it gives")
     if len(slots) != BUDGET:
         raise Unsound(f"it gives {len(slots)} slots; the budget is {BUDGET}, give so many.")

@@ -10,6 +10,7 @@ target's distribution, and be one of the drafts as often as possible.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from specnb import exact
-from specnb.lesson.answers import Function, verdict
+from specnb.lesson.answers import Function, Unsound, called, examined, verdict
 from specnb.sampling import residual
 
 TOLERANCE = 1e-6  # float32 is right
@@ -30,10 +31,6 @@ PLACES: tuple[tuple[Sequence[float], Sequence[float]], ...] = (
     ((0.6, 0.25, 0.1, 0.05), (0.3, 0.1, 0.35, 0.25)),
     ((0.05, 0.75, 0.15, 0.05), (0.25, 0.35, 0.2, 0.2)),
 )
-
-
-class Unsound(ValueError):
-    """What an answer did cannot be right; the words say why."""
 
 
 class _Choices:
@@ -192,22 +189,18 @@ MISTAKES: tuple[tuple[Function, str], ...] = (
 
 def judge_one_of_two(title: str, function: Any, strict: bool) -> Function:
     """Prints whether an answer is exact on every place, and how often it keeps a draft."""
-    return verdict(title, function, reference, strict, lambda: _problem(function))
+
+    def find() -> tuple[str | None, str]:
+        return examined("one_of_two", function, _examine)
+
+    return verdict(title, function, reference, strict, find)
 
 
-def _problem(function: Any) -> tuple[str | None, str]:
-    if not callable(function):
-        return "one_of_two is not a function; give the function itself.", ""
+def _examine(function: Function) -> tuple[str | None, str]:
+    watched = functools.partial(called, "it", function)
     kept, theirs, best, largest = 0.0, 0.0, 0.0, 0.0
     for target, draft in _places():
-        try:
-            law, mine = law_of_two(function, target, draft)
-        except NotImplementedError:
-            return "not written yet.", ""
-        except Unsound as wrong:
-            return str(wrong), ""
-        except Exception as error:  # whatever a beginner's code raises is an answer to explain
-            return f"it stops with {type(error).__name__}: {error}.", ""
+        law, mine = law_of_two(watched, target, draft)
         error = float((law - target).abs().max())
         largest = max(largest, error)
         if not error <= TOLERANCE or not math.isfinite(error):

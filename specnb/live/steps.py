@@ -22,7 +22,7 @@ PLAY, PAUSE = "play ▶▶", "pause ❚❚"
 SAID = {
     "draft": "Draft: the drafter has guessed {n} tokens; the target has not looked yet.",
     "verify": "Verify: one call of the target scored all {n} at once. Each is held against a "
-    "random number, in the order in which it was drawn.",
+    "uniform number, in the order in which it was drawn.",
     "accept": "Accept: {kept} of {n} are kept; {final}.",
 }
 FINALS = {
@@ -182,7 +182,7 @@ def _words(phase: str, rows: Sequence[TokenRow]) -> str:
 
 def _looks(rows: Sequence[TokenRow]) -> str:
     """Every look of a block as a line: the two probabilities, their ratio, what decided."""
-    names = ("token", "target", "draft", "accept probability", "random number", "verdict")
+    names = ("token", "target", "draft", "accept probability", "uniform number", "verdict")
     lines = [
         (
             visible(row.text),

@@ -202,6 +202,8 @@ class HFModel:
         """A text-only drafter whose prompt keeps `n` raw image tokens, as other software does."""
         other = copy.copy(self)
         other.n_placeholders = n
+        if self.narrow is not None:  # a trimmed drafter's runs open that one
+            other.narrow = self.narrow.with_image_placeholders(n)
         return other
 
     def logits(self, raw: Tensor) -> Tensor:

@@ -325,7 +325,9 @@ class LlamaContext(Context):
         """Feeds a prompt [n, width], in pieces and with a progress bar where it is long."""
         firsts = range(0, len(x), PIECE)
         if len(firsts) > 1:
-            firsts = tqdm(firsts, desc="reading the prompt", unit="piece", leave=False)
+            size = self.cache.nbytes / 1e6
+            what = f"reading the prompt into a cache of {size:,.1f} MB"
+            firsts = tqdm(firsts, desc=what, unit="piece", leave=False)
         for first in firsts:
             piece = x[first : first + PIECE]
             self._feed(piece, range(first, first + len(piece)), None, 0)

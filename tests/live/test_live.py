@@ -770,7 +770,7 @@ def test_step_by_step(pair, items):
         said.append(re.sub("<[^>]*>", "", panel.views["step"].value))
         panel.steps.next.click()
     assert "Draft: the drafter has guessed 3 tokens" in said[0] and "accepted" not in said[0]
-    assert "Verify: one call" in said[1] and "random number" in said[1]
+    assert "Verify: one call" in said[1] and "uniform number" in said[1]
     assert "Accept:" in said[2] and "the text after 1 target call" in said[3]
     panel.steps.back.click(), panel.steps.back.click()
     assert "Accept:" in panel.views["step"].value

@@ -464,8 +464,11 @@ def test_a_long_prompt_is_read_in_pieces(tmp_path, monkeypatch, capsys, planted)
             return feed(self, x, late, mask, n_logits)
 
         monkeypatch.setattr(lean.LlamaContext, "_feed", shifted)
-    pieces = model.open(ids).forward([5], [-1])
-    assert "reading the prompt" in capsys.readouterr().err
+    context = model.open(ids)
+    shape = context.cache.shape  # before the first piece is read, its size is said
+    said = f"reading the prompt into a cache of {4e-6 * shape.numel():.1f} MB"
+    assert said in capsys.readouterr().err
+    pieces = context.forward([5], [-1])
     near = torch.allclose(whole.root, pieces.root, atol=1e-4)
     assert near is not planted
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
+import subprocess
+import sys
 
 import builders
 import numpy as np
@@ -297,19 +298,35 @@ def test_the_embedded_drafter_drafts_the_same_tokens(temperature):
         assert one.draft_prob is None or one.draft_prob == pytest.approx(other.draft_prob, abs=ATOL)
 
 
+FORWARDS = """
+import sys, time
+import specnb as sn
+from specnb.models.llama import LlamaContext
+from specnb.models.small import SmallContext
+
+model = sn.load_model(sys.argv[1], "cpu", "float32")
+contexts = [kind(model, list(range(5, 40)), None) for kind in (SmallContext, LlamaContext)]
+times = [[], []]
+for _ in range(200):
+    for context, spent in zip(contexts, times):
+        context.commit([5])
+        began = time.thread_time()
+        context.forward()
+        spent.append(time.thread_time() - began)
+print(min(times[0]) / min(times[1]))
+"""
+
+
 @pytest.mark.weights
 def test_it_is_faster():
-    """Interleaved minima; they differ by a factor of three and more."""
-    model = sn.load_model(str(EMBEDDED / "drafter"), "cpu", "float32")
-    contexts = [kind(model, list(range(5, 40)), None) for kind in (SmallContext, LlamaContext)]
-    times: list[list[float]] = [[], []]
-    for _ in range(60):
-        for context, spent in zip(contexts, times, strict=True):
-            context.commit([5])
-            began = time.thread_time()
-            context.forward()
-            spent.append(time.thread_time() - began)
-    assert min(times[0]) < 0.7 * min(times[1])
+    """Interleaved minima; they differ by a factor of more than two on machines seen so far.
+
+    In a process of its own, where calls are as quick as in notebooks: the shape checker of the
+    tests costs a forward in numpy as much as the forward itself.
+    """
+    command = [sys.executable, "-c", FORWARDS, str(EMBEDDED / "drafter")]
+    ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert ratio < 0.7
 
 
 # ------------------------------------------------------------------------------- the law and a draw
