@@ -5,6 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 KEPT = Path("runs/bench")  # rows of measurements that may be stopped and go on
+# Settings under which torch, oneDNN, numpy's OpenBLAS and FBGEMM use AVX2 on a larger processor.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+}
 
 
 @contextmanager

@@ -89,8 +89,11 @@ def _carry_out(options: argparse.Namespace, words: Sequence[str]) -> bool:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.store:
         kept = [word for word in words if word != "--store"]
-        command = shlex.join(["python", "-m", "specnb.bench", *kept])
-        print("kept in", results.store(options.subject, module, figures, command).name)
+        command = " ".join(
+            [*results.kept_to(), shlex.join(["python", "-m", "specnb.bench", *kept])]
+        )
+        name = getattr(subject, "stored_as", lambda: options.subject)()
+        print("kept in", results.store(name, module, figures, command).name)
         results.main()
     return bool(figures.get("passed", True))
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from specnb.bench import AVX2
 from specnb.measure import median_ratio, turns
 from specnb.paths import ROOT
 from specnb.scenes import TASKS
@@ -29,12 +30,6 @@ THREADS = (1, 2)
 GAMMAS = (3, 4, 5, 6, 8, 10)
 TEMPERATURES = (0.0, 1.0)
 TUNING, REPORTED = 21, 31  # seeds of the prompts
-# torch and oneDNN, numpy's OpenBLAS; FBGEMM follows torch.
-AVX2 = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "OPENBLAS_CORETYPE": "Haswell",
-}
 
 # Runs on either side; calls nothing that the earlier commit did not have.
 WORKER = """

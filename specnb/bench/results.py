@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specnb.bench import AVX2
 from specnb.files import write_whole
 from specnb.paths import DATA, ROOT, need_checkout
 
@@ -26,8 +27,8 @@ FOLDER = DATA / "results"
 PAGE = ROOT / "RESULTS.md"
 PACKAGES = ("torch", "transformers", "numpy")
 # What stands in RESULTS.md first; whatever else is stored follows by name.
-ORDER = ("exactness", "quality", "speed", "stopping", "trees", "architectures", "first_model")
-ORDER += ("live", "batch")
+ORDER = ("exactness", "quality", "speed", "speed_avx2", "speed_other", "stopping", "trees")
+ORDER += ("architectures", "first_model", "live", "batch")
 HEAD = """# Results
 
 Written by `python -m specnb.bench results` from the files in `data/results/`; do not edit it by
@@ -58,6 +59,15 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
         "Is it fast?",
         "Six cells (three tasks, two temperatures); all settings of either side were chosen on "
         "other prompts. Of the bars, each is one comparison of means over the cells.",
+    ),
+    "speed_avx2": (
+        "Is it fast on AVX2?",
+        "The same measurement on the class of processors that most laptops have, or on a larger "
+        "one whose libraries the settings before the command keep to AVX2.",
+    ),
+    "speed_other": (
+        "Is it fast on other processors?",
+        "The same measurement on a processor of neither class, such as AVX-512 without bfloat16.",
     ),
     "stopping": (
         "When should a drafter stop?",
@@ -193,6 +203,11 @@ def machine() -> str:
     cores = calibration.cores()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return f"{platform.system()} {platform.machine()}, {kind}, {cores} cores{gpu}{load}"
+
+
+def kept_to() -> list[str]:
+    """The settings of this process that keep libraries to a part of the processor, NAME=value."""
+    return [f"{name}={os.environ[name]}" for name in AVX2 if name in os.environ]
 
 
 def versions() -> dict[str, str]:

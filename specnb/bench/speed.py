@@ -249,6 +249,11 @@ def machine_class() -> str:
     return {"AVX2": NARROW, "AVX512": "AVX-512"}.get(capability, capability)
 
 
+def stored_as() -> str:
+    """The subject under which figures of this class of machine are kept, beside other classes."""
+    return {WIDE: "speed", NARROW: "speed_avx2"}.get(machine_class(), "speed_other")
+
+
 def choose(
     candidates: Mapping[Any, Method], items: Sequence, temperature: float, label: str
 ) -> tuple[Any, dict[str, float]]:

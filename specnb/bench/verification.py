@@ -412,61 +412,90 @@ def _random(folder: str, role: str, shape: tuple[int, int]) -> str:
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    return f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['ratio']:.3f} ({row['low']:.3f}-{row['high']:.3f})"
 
 
 def table(figures: dict) -> str:
-    """The figures as text."""
-    lines = [f"(a) T = 1, {figures['n']} prompts per task, {len(SEEDS)} seeds of each"]
+    """The figures as Markdown."""
+    timed = figures["seconds"]
+    lines = [
+        f"**(a) Rules.** T = 1, {figures['n']} prompts per task, {len(SEEDS)} seeds of each.",
+        "",
+        "| rules | block efficiency | ratio | expected, same drafts: ratio | tokens/s: ratio |",
+        "|---|---|---|---|---|",
+    ]
     for row in figures["rules"]:
         mine, other = row[TAU]
+        same = _ratio(row["same drafts"]) if "same drafts" in row else ""
+        seconds = _ratio(row[f"{SECONDS} ratio"]) if f"{SECONDS} ratio" in row else "not timed"
         lines.append(
-            f"  {row['name']}: block efficiency {mine:.3f} and {other:.3f}, ratio "
-            f"{_ratio(row[f'{TAU} ratio'])}"
+            f"| {row['name']} | {mine:.3f} / {other:.3f} | {_ratio(row[f'{TAU} ratio'])} | {same} "
+            f"| {seconds} |"
         )
-        if seconds := row.get(f"{SECONDS} ratio"):
-            lines[-1] += f"; tokens/s {_ratio(seconds)}"
-        if same := row.get("same drafts"):
-            lines.append(
-                f"    expected on the same drafts: {same['block']:.3f} and {same['token']:.3f}, "
-                f"ratio {_ratio(same)}"
-            )
     for name, part in figures["trees"].items():
         costs = part["costs"]
-        lines.append(
-            f"(b) {name}, T = 1, chosen on {part['tuned on']} prompts; a forward of the drafter is "
-            f"{costs['draft_cost']:.2f} target calls, a node {costs['node_cost']:.2f}"
-        )
+        lines += [
+            "",
+            f"**(b) Trees: {name}.** T = 1, chosen on {part['tuned on']} prompts; a forward of the "
+            f"drafter is {costs['draft_cost']:.2f} target calls, a node {costs['node_cost']:.2f}.",
+            "",
+            "| at most | kind | block efficiency, or tokens/s | nodes | over the chain | chosen |",
+            "|---|---|---|---|---|---|",
+        ]
         rows = [(f"{row['budget']} nodes", row) for row in part["nodes"]]
-        if "seconds" in part:
-            rows.append(("seconds", part["seconds"]))
+        rows += [("in seconds", part["seconds"])] if timed else []
         for label, row in rows:
             for kind, one in row.items():
                 if isinstance(one, dict):
                     lines.append(
-                        f"  {label:9} {kind:10} {one['value']:8.2f}  {one['nodes']:5.1f} nodes  "
-                        f"/ chain {_ratio(one)}  {one['chosen']}"
+                        f"| {label} | {kind} | {one['value']:.2f} | {one['nodes']:.1f} "
+                        f"| {_ratio(one)} | {one['chosen']} |"
                     )
-        goal = GOALS[name]
-        if "seconds" in part:
-            got = part["seconds"]["BestFirst"]["ratio"]
-            word = "reached" if got >= goal else "NOT reached"
-            lines.append(f"  BestFirst in seconds {got:.3f} of the best chain, goal {goal}: {word}")
+        if timed:
+            got, goal = part["seconds"]["BestFirst"]["ratio"], GOALS[name]
+            word = "reached" if got >= goal else "not reached"
+            lines += [
+                "",
+                f"BestFirst in seconds: {got:.3f} of the best chain, goal {goal}: {word}.",
+            ]
     if "left_out" in figures:
-        lines.append(f"(b) left out, {figures['left_out']}")
-    lines.append("(c) acceptance by position, chain of 5, T = 1")
+        lines += ["", f"(b) left out, {figures['left_out']}"]
+    return "\n".join([*lines, *_by_position(figures["positions"]), *_shares(figures["shares"])])
+
+
+def _by_position(figures: Mapping[str, Any]) -> list[str]:
+    depths = range(1, 1 + max(len(figures[task]["joint"]) for task in TASKS))
+    lines = [
+        "",
+        f"**(c) Acceptance by position.** Chain of {len(depths)}, T = 1; of words, acceptance "
+        "and how many there were.",
+        "",
+        f"| | {' | '.join(map(str, depths))} |",
+        "|---" * (1 + len(depths)) + "|",
+    ]
     for task in TASKS:
-        row = figures["positions"][task]
         for key in ("conditional", "joint"):
-            lines.append(f"  {task:12} {key:11} " + "  ".join(f"{x:.2f}" for x in row[key]))
-        lines.append(f"  {task:12} blocks that kept 0, 1, ...: {row['lengths']}")
-    for name, cells in figures["positions"]["classes"].items():
-        lines.append(f"  {name:12} words       " + "  ".join(f"{x:.2f} ({k})" for x, k in cells))
-    for vocab, row in figures["shares"].items():
-        bar = SHARES.get(min(SHARES, key=lambda size: abs(size - int(vocab))))
-        lines.append(
-            f"(d) verify step at vocabulary {vocab}: {row['share']:.1%} of a block's time (bar "
-            f"{bar:.0%}): laws {row['law_of']:.1%}, rule {row['verify']:.1%}, record "
-            f"{row['record_of']:.1%}"
-        )
-    return "\n".join(lines)
+            cells = " | ".join(f"{x:.2f}" for x in figures[task][key])
+            lines.append(f"| {task}, {key} | {cells} |")
+    for name, found in figures["classes"].items():
+        cells = [f"{x:.2f} ({count})" for x, count in found]
+        cells += [""] * (len(depths) - len(cells))
+        lines.append(f"| words: {name} | {' | '.join(cells)} |")
+    lengths = "; ".join(f"{task} {figures[task]['lengths']}" for task in TASKS)
+    return [*lines, "", f"Blocks that kept 0, 1, ... drafted tokens: {lengths}."]
+
+
+def _shares(figures: Mapping[Any, Any]) -> list[str]:
+    lines = [
+        "",
+        "**(d) The verify step**, as shares of a block's time.",
+        "",
+        "| vocabulary | in all | bar | laws | rule | record |",
+        "|---|---|---|---|---|---|",
+    ]
+    for vocab, row in figures.items():
+        bar = SHARES[min(SHARES, key=lambda size: abs(size - int(vocab)))]  # noqa: B023 - at once
+        missed = "" if row["share"] <= bar else ": missed"
+        parts = " | ".join(f"{row[name]:.1%}" for name in ("law_of", "verify", "record_of"))
+        lines.append(f"| {int(vocab):,} | {row['share']:.1%} | {bar:.0%}{missed} | {parts} |")
+    return lines

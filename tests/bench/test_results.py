@@ -133,6 +133,22 @@ def test_the_speed_bench_prints_its_tables():
     assert widths == {14}
 
 
+def test_speed_is_kept_by_class_of_machine(monkeypatch):
+    """A smaller processor's figures stand beside those of the larger one, with how they came."""
+    from specnb.bench import AVX2, speed
+
+    names = []
+    for kind in (speed.WIDE, speed.NARROW, "AVX-512"):
+        monkeypatch.setattr(speed, "machine_class", lambda kind=kind: kind)
+        names.append(speed.stored_as())
+    assert names == ["speed", "speed_avx2", "speed_other"] and results.ABOUT.keys() >= {*names}
+    for name in AVX2:
+        monkeypatch.delenv(name, raising=False)
+    assert results.kept_to() == []
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert results.kept_to() == ["ATEN_CPU_CAPABILITY=avx2"]
+
+
 def test_the_picture_of_speed_shows_what_is_stored():
     words, picture = results.PICTURES["speed"]
     assert f"![{words}]({picture})" in PAGE

@@ -102,6 +102,7 @@ def test_a_table_of_figures_is_printed():
     text = verification.table(
         {
             "n": 2,
+            "seconds": True,
             "rules": [{"name": "block / token", "block_efficiency": (3.1, 3.0),
                        "block_efficiency ratio": ratio,
                        "same drafts": {"block": 3.1, "token": 3.0, **ratio}}],
@@ -113,7 +114,7 @@ def test_a_table_of_figures_is_printed():
             "shares": {990: {"share": 0.1, "law_of": 0.0, "verify": 0.05, "record_of": 0.05}},
         }
     )  # fmt: skip
-    assert "goal 1.0: reached" in text and "1.010 [1.000, 1.020]" in text and "bar 8%" in text
+    assert "goal 1.0: reached" in text and "1.010 (1.000-1.020)" in text and "8%: missed" in text
 
 
 def test_the_strip_says_what_a_rule_over_paths_has_decided():
