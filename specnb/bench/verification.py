@@ -470,7 +470,7 @@ def _by_position(figures: Mapping[str, Any]) -> list[str]:
         f"**(c) Acceptance by position.** Chain of {len(depths)}, T = 1; of words, acceptance "
         "and how many there were.",
         "",
-        f"| | {' | '.join(map(str, depths))} |",
+        f"| acceptance | {' | '.join(map(str, depths))} |",
         "|---" * (1 + len(depths)) + "|",
     ]
     for task in TASKS:
