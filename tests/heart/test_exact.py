@@ -391,3 +391,19 @@ def test_the_bound_on_noise_is_twice_the_mean_distance():
     fair = torch.tensor([0.5, 0.5], dtype=torch.float64)
     assert exact.noise_bound(fair, 1) == 1.0  # always half away
     assert exact.noise_bound(fair, 2, repeats=4000) == pytest.approx(0.5, abs=0.04)
+
+
+def test_an_enumeration_drafts_each_tree_once(monkeypatch):
+    """However many outcomes its verification has: on 3 tokens a chain of 2 is one of 9."""
+    from specnb.drafters.trees import TreeDrafting
+
+    calls, usual = [], TreeDrafting.propose
+
+    def counted(self, draws, max_depth):
+        calls.append(1)
+        return usual(self, draws, max_depth)
+
+    monkeypatch.setattr(TreeDrafting, "propose", counted)
+    target, draft = models(3, seed=2)
+    exact.accepted_lengths(target, draft, Chain(2), PLAIN)
+    assert len(calls) == 9
