@@ -50,9 +50,13 @@ class _Unevenly(_OfDraftModel):
         for row, planned in enumerate(self.plan(level)):
             if not planned:
                 continue
-            (drawn,) = draws.without_replacement(level.probs[row : row + 1], len(planned)).tolist()
+            probs = level.probs[row]
+            if len(planned) == 1:  # most nodes: a plain draw is the same, and costs a third
+                yield Drawn(row, draws.categorical(probs), probs, planned[0])
+                continue
+            (drawn,) = draws.without_replacement(probs[None], len(planned)).tolist()
             tokens = [token for token in drawn if token >= 0]
-            laws = without_replacement_laws(level.probs[row], tokens)
+            laws = without_replacement_laws(probs, tokens)
             for token, law, carried in zip(tokens, laws, planned, strict=False):
                 yield Drawn(row, token, law, carried)
 

@@ -525,10 +525,10 @@ def without_replacement_laws(probs: Tensor, tokens: Sequence[int]) -> list[Tenso
     """The law of each of these draws given the ones before it: removed, then renormalised."""
     laws, left = [], probs
     for token in tokens:
-        law = left / left.sum()
-        laws.append(law)
-        left = law.clone()
-        left[token] = 0.0
+        laws.append(left / left.sum())
+        if len(laws) < len(tokens):
+            left = laws[-1].clone()
+            left[token] = 0.0
     return laws
 
 
