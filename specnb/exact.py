@@ -23,7 +23,7 @@ from specnb.drafters import Chain, Drafter, Drafting, GumbelTopK, IIDTree, start
 from specnb.models.base import Context, Model, Pair
 from specnb.models.table import TableModel
 from specnb.record import Record
-from specnb.sampling import Draws, Sampling
+from specnb.sampling import Draws, Sampling, residual
 from specnb.tree import DraftTree
 from specnb.verify import Block
 
@@ -357,6 +357,25 @@ def best_acceptance(
             )
         inside = _all_inside(draft, k)
     return float((1.0 + (target.cumsum(0) - inside).min()).clamp(0.0, 1.0))
+
+
+def recursive_acceptance(
+    target_probs: Float[Tensor, " vocab"], draft_probs: Float[Tensor, " vocab"], k: int
+) -> float:
+    """The probability with which recursive rejection keeps one of k independent drafts of a node.
+
+    In closed form, for a node of any vocabulary: whichever drafts are turned down, the i-th is
+    tried against the same residual (2305.09781). `acceptance` enumerates it. ValueError as of
+    `best_acceptance`.
+    """
+    k = whole("k", k, 1)
+    left, draft = target_probs.double(), draft_probs.double()
+    _check_laws(left, draft)
+    turned_down = 1.0
+    for _ in range(k):
+        turned_down *= 1.0 - min(1.0, float(torch.minimum(left, draft).sum()))
+        left = residual(left, draft)
+    return 1.0 - turned_down
 
 
 def _check_laws(target: Tensor, draft: Tensor) -> None:

@@ -15,7 +15,8 @@ from specnb.sampling import Sampling, residual
 class Distributions(NamedTuple):
     """What was known at the place of a token; [vocab] each.
 
-    `draft` is the law that the token was drawn from, `left` the residual: what a correction is
+    `at_node` is the drafter's law there, `draft` the one that the token was drawn from, after its
+    earlier siblings; `left` is the residual: what a correction is
     drawn from after this token, and all siblings before it, have been turned down. For a
     correction they are those of the last rejected token. None where nothing was drafted, or where
     the drafter cannot say (a model of its own, a part of the target's cache, or no model); `left`
@@ -23,8 +24,9 @@ class Distributions(NamedTuple):
     """
 
     target: Tensor
-    draft: Tensor | None
-    left: Tensor | None
+    draft: Tensor | None = None
+    left: Tensor | None = None
+    at_node: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -47,7 +49,7 @@ def distributions_at(decoding: Decoding, row: TokenRow) -> Distributions:
         siblings = siblings[: siblings.index(row.node) + 1]
     child_law = getattr(decoding.drafter, "child_law", None)
     if not siblings or child_law is None or pair.draft is None:
-        return Distributions(target, None, None)
+        return Distributions(target)
     seen = image if pair.draft.sees_images else None
     at_node = _law(pair.draft, prompt, seen, before, decoding.draft_sampling)
     tokens = [tree.tokens[node] for node in siblings]
@@ -57,7 +59,7 @@ def distributions_at(decoding: Decoding, row: TokenRow) -> Distributions:
         left = target
         for law in drawn_from:
             left = residual(left, law)
-    return Distributions(target, drawn_from[-1], left)
+    return Distributions(target, drawn_from[-1], left, at_node)
 
 
 def _law(model, prompt: Any, image: Any, before: list[int], sampling: Sampling) -> Tensor:

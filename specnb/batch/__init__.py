@@ -20,7 +20,7 @@ from typing import Any
 from specnb import arguments, paths
 from specnb.batch import export
 from specnb.batch.collect import collect, report
-from specnb.batch.estimate import estimates
+from specnb.batch.estimate import estimates, positions
 from specnb.batch.plan import Plan, plan_of, read_sweep
 from specnb.batch.scheduler import carry_out, cluster, finished
 from specnb.files import write_whole
@@ -31,6 +31,7 @@ __all__ = [
     "estimates",
     "main",
     "plan_of",
+    "positions",
     "read_sweep",
     "report",
     "run",

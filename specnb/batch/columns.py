@@ -25,6 +25,7 @@ FIXED = {
     "target_calls": "forwards of the target after the prefill",
     "drafted": "tokens proposed by the drafter",
     "accepted": "proposed tokens that the target kept",
+    "accepted_lengths": "how many calls with drafts kept 0, 1, 2 ... of them",
     "seconds": "s, drafting and verifying, without prefill",
     "plain_seconds": "s, plain decoding of the same prompt in turns with it, without prefill",
     "plain_tokens": "tokens of that plain run",

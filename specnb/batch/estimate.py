@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUMS = ["tokens", "target_calls", "seconds", "plain_seconds", "plain_tokens"]
+LENGTHS = "accepted_lengths"
 FILE = "param.prompts"
 
 
@@ -40,6 +41,37 @@ def estimates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
             value = float(ratio(sums.sum(0)[None])[0])
             line |= {name: value, f"{name}_low": low, f"{name}_high": high}
         lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def positions(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Acceptance by position in the draft per group; one line per group and position, from 1.
+
+    `joint`: calls that keep at least that many drafts / calls with drafts; `conditional`: the same
+    / those that keep one less. Each with its 95 % interval, as of `estimates`. Both fall where
+    drafts end early, by a rule or at the text's end. Lines without `accepted_lengths` are left out;
+    ValueError where no line has any.
+    """
+    import pandas as pd
+
+    if LENGTHS not in table or table[LENGTHS].isna().all():
+        raise ValueError(f"table: no line has {LENGTHS!r}; run the sweep again to have it counted")
+    lines = []
+    for key, group in table.dropna(subset=[LENGTHS]).groupby(list(by), dropna=False):
+        counted = [[int(float(n)) for n in str(text).split()] for text in group[LENGTHS]]
+        most = max(map(len, counted))
+        kept = np.array([counts + [0] * (most - len(counts)) for counts in counted], float)
+        at_least = kept[:, ::-1].cumsum(1)[:, ::-1]  # [lines, how many are kept]
+        sums = by_prompt(_prompts(group), at_least)
+        drawn, whole = how_often(len(sums)) @ sums, sums.sum(0)
+        for place in range(1, most):
+            line = dict(zip(by, key, strict=True)) | {"position": place, "n": len(sums)}
+            for name, before in (("joint", 0), ("conditional", place - 1)):
+                # A draw of prompts may hold none that came so far.
+                low, high = ends(drawn[:, place] / np.maximum(drawn[:, before], 1e-12))
+                value = float(whole[place] / whole[before])
+                line |= {name: value, f"{name}_low": low, f"{name}_high": high}
+            lines.append(line)
     return pd.DataFrame(lines)
 
 

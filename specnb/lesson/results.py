@@ -51,6 +51,7 @@ def measure(
                 "target_calls": row.calls,
                 "drafted": row.drafted,
                 "accepted": row.accepted,
+                "accepted_lengths": row.lengths,
                 "seconds": row.seconds,
                 "plain_seconds": alone.seconds,
                 "plain_tokens": alone.tokens,

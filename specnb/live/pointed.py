@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from specnb import views
+import torch
+
+from specnb import exact, views
 from specnb.decode import Decoding
 from specnb.live.page import line
 from specnb.record import TokenRow
-from specnb.replay import distributions_at
+from specnb.replay import Distributions, distributions_at
 from specnb.views.style import visible
+
+TOP = 5  # tokens of a place for which the best possible is computed
 
 
 def draw_distributions(decoding: Decoding, row: TokenRow, place: str) -> str:
@@ -28,4 +32,24 @@ def draw_distributions(decoding: Decoding, row: TokenRow, place: str) -> str:
         f"{name}: recorded {recorded:.4f}, computed anew {float(probs[row.token_id]):.4f}"
         for name, recorded, probs in pairs
     )
-    return picture._repr_html_() + line(words)
+    return picture._repr_html_() + line(words) + _of_several(found)
+
+
+def _of_several(found: Distributions) -> str:
+    """How likely one of k drafts of this place is kept, beside the most that any rule could keep.
+
+    Nothing where the drafter has no distribution here, or where both are sure of one token.
+    """
+    if found.at_node is None or max(float(found.target.max()), float(found.at_node.max())) == 1.0:
+        return ""
+    target, draft, ids = exact.cut(found.target, found.at_node, TOP)
+    kept = "; ".join(
+        f"{k} drafts {exact.recursive_acceptance(target, draft, k):.3f}, "
+        f"at best {exact.best_acceptance(target, draft, k):.3f}"
+        for k in (2, 3)
+    )
+    one = float(torch.minimum(target, draft).sum())
+    return line(
+        f"Of k independent drafts of this place, cut to its {len(ids)} most probable tokens, one "
+        f"is kept with probability: 1 draft {one:.3f}; {kept}."
+    )

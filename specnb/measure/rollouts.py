@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from specnb.drafters import Chain, StaticTree
-from specnb.measure.rows import Row, RowCache, Setting, models_of, prompt_key
+from specnb.measure.rows import Row, RowCache, Setting, lengths_of, models_of, prompt_key
 from specnb.measure.runner import decode
 from specnb.models.base import Pair
 from specnb.sampling import Draws, Sampling
@@ -381,6 +381,7 @@ def replayed_row(text: Text, blocks: Sequence[Replayed]) -> Row:
         examined=accepted + sum(block.accepted < block.drafted for block in blocks),
         forwards=sum(block.forwards for block in blocks),
         seconds=0.0,
+        lengths=lengths_of(block.accepted for block in blocks if block.drafted),
     )
 
 

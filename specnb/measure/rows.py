@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import typing
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     examined: int
     forwards: int  # of the drafter
     seconds: float  # without prefill
+    lengths: str = ""  # how many calls with drafts kept 0, 1, 2 ... of them: "4 1 7"
 
 
 def row_of(record: Record, prompt: str = "", seed: int = 0) -> Row:
@@ -58,7 +61,14 @@ def row_of(record: Record, prompt: str = "", seed: int = 0) -> Row:
         examined=sum(row.verdict in ("accepted", "rejected") for row in record.tokens),
         forwards=sum(block.draft_forwards for block in blocks),
         seconds=record.seconds,
+        lengths=lengths_of(block.n_accepted for block in blocks if block.n_drafted),
     )
+
+
+def lengths_of(kept: Iterable[int]) -> str:
+    """How often each number of kept drafts occurs, from 0, in one text: "4 1 7"."""
+    counts = Counter(kept)
+    return " ".join(str(counts[n]) for n in range(max(counts, default=-1) + 1))
 
 
 # -------------------------------------------------------------------------------------- keys

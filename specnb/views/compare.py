@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from specnb.record import Record, TokenRow
+from specnb.record import (
+    Record,
+    TokenRow,
+    acceptance_by_depth,
+    accepted_lengths,
+    joint_acceptance,
+)
 from specnb.views.canvas import Html
 from specnb.views.style import summary
 from specnb.views.tokens import HINT, rest, style_sheet, token_cell
@@ -112,11 +118,23 @@ _ROWS = (
     "target calls",
     "block efficiency (tokens per target call)",
     "acceptance rate",
+    "kept at position 1, 2 …, % of calls with drafts",
+    "the same, % of calls that examined one there",
+    "calls that keep 0, 1, 2 … drafts",
     "wasted",
     "memory-bound speed-up",
     "ms per token",
     "times as fast as plain decoding",
 )
+
+
+def _by_position(record: Record) -> list[str]:
+    """Joint and conditional acceptance by position, in percent, and the lengths that are kept."""
+    shares = (
+        " ".join(f"{100 * share:.0f}" for share in found)
+        for found in (joint_acceptance(record), acceptance_by_depth(record))
+    )
+    return [text or "–" for text in (*shares, " ".join(map(str, accepted_lengths(record))))]
 
 
 def _figures_of(record: Record, plain: Record | None) -> list[str]:
@@ -134,6 +152,7 @@ def _figures_of(record: Record, plain: Record | None) -> list[str]:
         str(m.n_target_calls),
         said(m.block_efficiency, ".2f"),
         said(m.acceptance_rate, ".0%"),
+        *_by_position(record),
         str(wasted(record)),
         said(m.mbsu, ".2f"),
         said(1e3 / rate if rate else None, ".1f"),

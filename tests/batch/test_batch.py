@@ -24,7 +24,16 @@ import pytest
 from places import ROOT
 
 from specnb import batch, files
-from specnb.batch import collect, configs, estimates, plan, plan_of, read_sweep, scheduler
+from specnb.batch import (
+    collect,
+    configs,
+    estimates,
+    plan,
+    plan_of,
+    positions,
+    read_sweep,
+    scheduler,
+)
 from specnb.batch.execute import execute, finished, read_row
 from specnb.bench.batch import CUT
 
@@ -1251,6 +1260,20 @@ def test_estimates_are_ratios_of_sums_with_intervals():
     assert list(found["speedup"]) == pytest.approx([2.0, 1.0])
     with pytest.raises(ValueError, match="no column 'budget'"):
         estimates(frame, ["budget"])
+
+
+def test_acceptance_by_position_from_the_lengths_that_were_kept():
+    counted = ["1 0 3", "2 2", "4.0", None]  # a column of single numbers comes back as floats
+    frame = pd.DataFrame({"method": "a", "prompt": range(4), "accepted_lengths": counted})
+    found = positions(frame, ["method"])
+    assert list(found["position"]) == [1, 2] and set(found["n"]) == {3}
+    assert list(found["joint"]) == pytest.approx([5 / 12, 3 / 12])
+    assert list(found["conditional"]) == pytest.approx([5 / 12, 3 / 5])
+    for name in ("joint", "conditional"):
+        assert (found[f"{name}_low"] <= found[name]).all()
+        assert (found[name] <= found[f"{name}_high"]).all()
+    with pytest.raises(ValueError, match="no line has 'accepted_lengths'"):
+        positions(frame.assign(accepted_lengths=None), ["method"])
 
 
 def test_what_was_measured_on_one_prompt_is_drawn_together():

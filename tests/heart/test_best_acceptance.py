@@ -8,6 +8,9 @@ import torch
 from scipy.optimize import linprog
 
 from specnb import exact
+from specnb.drafters import IIDTree
+from specnb.models.table import TableModel
+from specnb.sampling import Sampling
 
 
 def laws(vocab_size: int, seed: int, spread: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,6 +97,18 @@ def test_every_way_stays_below_the_best(k, unchecked):
         best = found["without replacement, best"]
         assert found["without replacement, recursive"] <= best + 1e-9
         assert best >= found["independent, best possible"] - 1e-9
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_recursive_rejection_in_closed_form_is_the_production_code_enumerated(k):
+    for seed in range(3):
+        target, draft = laws(3, seed)
+        tables = (TableModel(law.log()[None]) for law in (target, draft))
+        walked = exact.acceptance(*tables, IIDTree((k,)), Sampling(1.0))
+        assert exact.recursive_acceptance(target, draft, k) == pytest.approx(walked, abs=1e-12)
+    equal = exact.recursive_acceptance(target, target, k)
+    assert equal == pytest.approx(1.0, abs=1e-12)
+    assert exact.recursive_acceptance(*torch.eye(2), k) == 0.0
 
 
 def test_too_many_sequences_are_refused_and_cut_laws_are_not():

@@ -542,6 +542,24 @@ def test_the_cursor_goes_through_every_token(pair, items):
 
 
 @pytest.mark.weights
+def test_what_several_drafts_of_a_place_would_keep(pair, items):
+    """The view of one node of a real run, cut to its most probable tokens, and it says so."""
+    panel = bench(pair, items, views=("distributions",))
+    panel.drawing["temperature"].value = 1.0
+    panel.drawing["new_tokens"].value = 8
+    seen = 0
+    for _ in panel._rows_in_order():
+        words = panel.views["laws"].value
+        if found := re.search(r"cut to its 5 most probable tokens, .* 1 draft (.*?)\.<", words):
+            one, *rest = map(float, re.findall(r"\d\.\d+", found[1]))
+            two, two_at_best, three, three_at_best = rest
+            assert one <= two <= two_at_best <= three_at_best <= 1 and two <= three <= three_at_best
+            seen += 1
+        panel.arrows["token", 1].click()
+    assert seen
+
+
+@pytest.mark.weights
 def test_views_can_be_switched(pair, items, forwards):
     panel = bench(pair, items, views=("tokens",))
     used = forwards["target"]

@@ -184,6 +184,17 @@ def test_seeds_stand_one_behind_the_other():
     assert [row.prompt for row in found["it"][:4]] == [row.prompt for row in found["it"][4:]]
 
 
+def test_a_row_counts_how_many_drafts_its_calls_kept():
+    found = in_turns(
+        PAIR, PROMPTS, {"it": sn.Chain(2), "no": sn.drafters.NoDraft()}, ONE, max_new_tokens=30
+    )
+    for row in found["it"]:
+        counts = [int(n) for n in row.lengths.split()]
+        assert sum(n * times for n, times in enumerate(counts)) == row.accepted
+        assert 0 < sum(counts) <= row.calls and len(counts) <= 3
+    assert {row.lengths for row in found["no"]} == {""}
+
+
 # ------------------------------------------------------------------------------- statistics
 
 

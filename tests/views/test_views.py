@@ -12,7 +12,7 @@ import torch
 
 import specnb as sn
 from specnb.models import TableModel
-from specnb.record import EMITTED, VERDICTS
+from specnb.record import EMITTED, VERDICTS, accepted_lengths, joint_acceptance
 from specnb.views import canvas, plots
 from specnb.views import theme as themes
 from specnb.views.style import CARD, STYLES, by_block, columns_of, number, visible
@@ -466,3 +466,6 @@ def test_figures_are_the_records(run):
         assert f"<td>{said}</td>" in html
     vain = sum(row.verdict in ("rejected", "unexamined") for row in run.tokens)
     assert f"<td>{vain}</td>" in html
+    for shares in (joint_acceptance(run), m.acceptance_by_depth):
+        assert f"<td>{' '.join(f'{100 * share:.0f}' for share in shares)}</td>" in html
+    assert f"<td>{' '.join(map(str, accepted_lengths(run)))}</td>" in html
