@@ -45,6 +45,9 @@ def _parser() -> arguments.Parser:
     parser.add_argument("--n", type=int, help=N)
     parser.add_argument("--only", nargs="+", default=(), help="architectures: these families")
     parser.add_argument(
+        "--seeds", type=int, default=1, help="drafters: so many trainings of each recipe (1)"
+    )
+    parser.add_argument(
         "--seconds", action="store_true", help=f"{', '.join(TIMED)}: time them, too"
     )
     return parser
@@ -59,11 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--only goes with architectures")
     if options.seconds and options.subject not in TIMED:
         parser.error(f"--seconds goes with {', '.join(TIMED)}")
+    if options.seeds != 1 and options.subject != "drafters":
+        parser.error("--seeds goes with drafters")
     if options.pictures and options.subject != "results":
         parser.error("--pictures goes with results")
     try:
         if options.n is not None:
             arguments.whole("--n", options.n, 1)
+        arguments.whole("--seeds", options.seeds, 1)
         passed = _carry_out(options, words)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
@@ -82,6 +88,7 @@ def _carry_out(options: argparse.Namespace, words: Sequence[str]) -> bool:
     subject = importlib.import_module(module)
     more = {"only": options.only} if options.only else {}
     more |= {"seconds": True} if options.seconds else {}
+    more |= {"seeds": options.seeds} if options.seeds > 1 else {}
     figures = subject.measure(target=options.target, draft=options.draft, n=options.n or 0, **more)
     print(subject.table(figures))
     if options.json:

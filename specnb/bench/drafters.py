@@ -8,6 +8,8 @@ encoded once, for the target.
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +23,13 @@ from specnb.measure.runner import decode
 from specnb.scenes import TASKS, examples
 
 ABOUT = (
-    "One training each, so the intervals are over prompts and not over trainings: what two "
-    "trainings of one recipe differ by is not in them. `drafter` is where the others of its size "
-    "started from, `drafter-inherited` apart, which has had fewer steps; all learned from the same "
-    "answers. Ratios are paired by prompt and seed, geometric means over the tasks."
+    "Intervals are over prompts. Where a table has a line per recipe, every recipe was trained "
+    "several times, with other orders of the answers and, where weights are new, other ones; a "
+    "prompt is drawn with all of its trainings, and the least and the largest of them stand "
+    "beside. All other tables are of the one training that is shipped. `drafter` is where the "
+    "others of its size started from, `drafter-inherited` apart, which has had fewer steps; all "
+    "learned from the same answers. Ratios are paired by prompt and seed, geometric means over the "
+    "tasks."
 )
 SHIPPED = "drafter"
 TEMPERATURES = {"greedy": 0.0, "T = 1": 1.0}
@@ -47,6 +52,7 @@ class DraftRow(NamedTuple):
     examined: int
     forwards: int
     seconds: float
+    lengths: str = ""
     function: int = 0
     function_right: int = 0
     named: int = 0
@@ -55,9 +61,15 @@ class DraftRow(NamedTuple):
     seen_right: int = 0
 
 
-def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
+def measure(
+    target: str = "", draft: str = "", n: int = 0, seconds: bool = False, seeds: int = 1
+) -> dict:
     """All figures, on `n` evaluation prompts per task (60). `draft` names folders, with commas, in
-    place of the shipped ones. With `seconds` every run is timed anew, beside all others."""
+    place of the shipped ones. With `seconds` every run is timed anew, beside all others. `seeds`:
+    so many trainings of every recipe; those that are missing are made first, in minutes each."""
+    if draft and seeds > 1:
+        raise ValueError(f"--seeds {seeds}: recipes of the shipped drafters; leave --draft out")
+    more = trainings(seeds)  # the longest comes first
     n = n or 60
     folders = [Path(name) for name in draft.split(",")] if draft else shipped()
     pairs: dict[str, sn.Pair] = {}
@@ -75,6 +87,8 @@ def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False
     rows = _rows(runs, TASKS, n, kept, plain=seconds)
     figures["cells"] = _cells(rows, figures["c"])
     figures["ratios"] = _ratios(rows, figures["c"], next(iter(pairs)), seconds)
+    if more:
+        figures["trainings"] = _by_recipe(first, more, chain, n, rows)
     if not draft:
         figures["how"] = {name: _how(folder) for name, folder in zip(pairs, folders, strict=True)}
         model: Any = first.draft
@@ -121,7 +135,81 @@ def _how(folder: Path) -> dict[str, Any]:
     return json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
 
 
+def trainings(seeds: int) -> dict[str, list[Path]]:
+    """Each recipe of the shipped drafters trained with the seeds 1, 2 ...: folders by its name."""
+    return {
+        folder.name: [_trained(folder, seed) for seed in range(1, seeds)]
+        for folder in shipped()
+        if seeds > 1 and _how(folder)
+    }
+
+
+def _trained(folder: Path, seed: int) -> Path:
+    """A drafter by the command on the card of `folder`, but with this seed; made where missing."""
+    from specnb.training.__main__ import main
+
+    kept = KEPT / "trainings"
+    place, work = kept / f"{folder.name}-{seed}", kept / "work" / f"{folder.name}-{seed}"
+    if (place / "acceptance_head.safetensors").is_file():  # which is written last
+        return place
+    words = shlex.split(_how(folder)["command"])[3:]  # after python -m specnb.training
+    for name in ("answers", "held_out"):  # the target is asked once for all of them
+        if (kept / name).is_dir():
+            shutil.copytree(kept / name, work / name, dirs_exist_ok=True)
+    main([*words, "--seed", str(seed), "--work", str(work), "--out", str(place)])
+    for name in ("answers", "held_out"):
+        if not (kept / name).is_dir():
+            (work / name).rename(kept / name)
+    shutil.rmtree(work)
+    return place
+
+
 Rows = dict[tuple[str, str], dict[str, list[DraftRow]]]
+
+
+def _by_recipe(
+    first: sn.Pair, more: Mapping[str, Sequence[Path]], chain: sn.Chain, n: int, shipped_rows: Rows
+) -> dict[str, Any]:
+    """Every recipe's block efficiency over that of the drafter in use, all of its trainings pooled
+    by prompt, and the least and the largest of the trainings alone."""
+    runs = {
+        (name, place.name): (sn.Pair(first.target, sn.load_pair("", str(place)).draft), chain)
+        for name, places in more.items()
+        for place in places
+    }
+    kept = RowCache(KEPT / "drafters.jsonl", DraftRow)
+    rows = _rows({place: run for (_, place), run in runs.items()}, TASKS, n, kept)
+    found: dict[str, Any] = {"seeds": 1 + max(map(len, more.values())), "ratios": {}}
+    for label in TEMPERATURES:
+        found["ratios"][label] = {}
+        for name in more:
+            cells = [
+                (
+                    [cell[name], *(rows[key][place] for (of, place) in runs if of == name)],
+                    cell[SHIPPED],
+                )
+                for key, cell in shipped_rows.items()
+                if key[1] == label
+            ]
+            alone = [
+                geometric_ratio(
+                    [(_plain_rows(ours[i]), _plain_rows(base)) for ours, base in cells],
+                    "block_efficiency",
+                )["ratio"]
+                for i in range(len(cells[0][0]))
+            ]
+            pooled = geometric_ratio(
+                [
+                    (
+                        _plain_rows([row for part in ours for row in part]),
+                        _plain_rows(base) * len(ours),
+                    )
+                    for ours, base in cells
+                ],
+                "block_efficiency",
+            )
+            found["ratios"][label][name] = {**pooled, "trainings": alone}
+    return found
 
 
 def _rows(
@@ -271,6 +359,8 @@ def table(figures: dict) -> str:
         "",
         *_word_table(figures["cells"]),
     ]
+    if "trainings" in figures:
+        lines += ["", *_training_table(figures["trainings"])]
     if "vocabulary" in figures:
         cut = figures["vocabulary"]
         lines += ["", "The drafter with k ids of its vocabulary:", ""]
@@ -308,6 +398,22 @@ def _ratio_table(ratios, what: str = "drafter") -> list[str]:
             if timed:
                 row += f" {_ratio_text(line, 'speed')} | {_ratio_text(line, 'over_plain')} |"
             lines.append(row)
+    return lines
+
+
+def _training_table(figures: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{figures['seeds']} trainings of every recipe: block efficiency over that of `{SHIPPED}`, "
+        "geometric mean over the tasks.",
+        "",
+        "| recipe | sampling | all trainings | least | largest |",
+        "|---|---|---|---|---|",
+    ]
+    for label, part in figures["ratios"].items():
+        for name, line in part.items():
+            pooled = f"{line['ratio']:.3f} ({line['low']:.3f}-{line['high']:.3f})"
+            alone = line["trainings"]
+            lines.append(f"| {name} | {label} | {pooled} | {min(alone):.3f} | {max(alone):.3f} |")
     return lines
 
 

@@ -538,6 +538,8 @@ def test_compare(desk, shots):
 
 
 def test_step_by_step(desk, shots):
+    from playwright.sync_api import expect
+
     desk.method("RSD-S")
     desk.press("step by step")
     desk.follows(1, mode="step by step", method="RSD-S")
@@ -553,6 +555,7 @@ def test_step_by_step(desk, shots):
     field.press("Enter")
     desk.press("force it")
     desk.page.wait_for_selector('[data-view="step"] .snb-forced')
+    expect(field).to_have_value("")  # each widget has its news in its own time
     field.fill("elephant")
     field.press("Enter")
     desk.press("force it")
