@@ -101,6 +101,7 @@ def measure(
             "c": costs,
             "cells": _cells(rows, costs),
             "ratios": _ratios(rows, costs, "all", seconds),
+            "tail": tails(first.target, {k: one.draft.kept for k, one in trimmed.items()}, n),
         }
         sides = {
             "Chain(5)": sn.Chain(5),
@@ -259,6 +260,30 @@ def _row(pair, item, drafter, sampling, asked: str, seed: int) -> DraftRow:
     return DraftRow(**figures)
 
 
+def tails(target: Any, kept: Mapping[int, Sequence[int]], n: int) -> dict[str, dict[str, float]]:
+    """Of what the target says at temperature 1, on n prompts per task: the share of tokens that are
+    not among the `kept` ids, by their number. A draft that lacks them ends there at the latest."""
+    found: dict[str, dict[str, float]] = {}
+    for task in TASKS:
+        said = [
+            token
+            for seed, item in enumerate(examples(task, n, 0))
+            for token in sn.autoregressive(
+                target,
+                item.prompt,
+                item.image,
+                sampling=sn.Sampling(1.0),
+                max_new_tokens=MOST_NEW_TOKENS,
+                seed=seed,
+            ).token_ids
+        ]
+        found[task] = {
+            str(k): sum(token not in set(ids) for token in said) / len(said)
+            for k, ids in kept.items()
+        }
+    return found
+
+
 def _share(rows: Sequence[Any], above: str, below: str) -> dict[str, float]:
     """Sum of one column over that of another, with its 95 % interval over prompts."""
     tops, bottoms = ([float(getattr(row, name)) for row in rows] for name in (above, below))
@@ -366,6 +391,9 @@ def table(figures: dict) -> str:
         lines += ["", "The drafter with k ids of its vocabulary:", ""]
         lines += _cell_table(cut["cells"], cut["c"], "ids")
         lines += ["", *_ratio_table(cut["ratios"], "ids")]
+        if "tail" in cut:
+            lines += ["", *_tail_table(cut["tail"])]
+        lines += ["", "Words, as above:", "", *_word_table(cut["cells"], "ids")]
     if "lookup" in figures:
         cut = figures["lookup"]
         lines += ["", "Prompt lookup, and the drafter where it finds nothing:", ""]
@@ -417,8 +445,17 @@ def _training_table(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _word_table(cells) -> list[str]:
-    lines = ["| task | sampling | drafter | function | named | seen |", "|---|---|---|---|---|---|"]
+def _tail_table(tails: Mapping[str, Mapping[str, float]]) -> list[str]:
+    sizes = list(next(iter(tails.values())))
+    lines = ["Of what the target says at T = 1, the share of tokens outside of the k ids:", ""]
+    lines += ["| task | " + " | ".join(sizes) + " |", "|---|" + "---|" * len(sizes)]
+    for task, shares in tails.items():
+        lines.append(f"| {task} | " + " | ".join(f"{shares[k]:.3%}" for k in sizes) + " |")
+    return lines
+
+
+def _word_table(cells, what: str = "drafter") -> list[str]:
+    lines = [f"| task | sampling | {what} | function | named | seen |", "|---|---|---|---|---|---|"]
     for cell in cells:
         words = " | ".join(
             f"{cell[word]['value']:.3f} ({cell[word]['low']:.3f}-{cell[word]['high']:.3f})"

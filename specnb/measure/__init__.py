@@ -13,7 +13,7 @@ from specnb.measure.rollouts import (
 )
 from specnb.measure.rows import Row, RowCache, row_of
 from specnb.measure.runner import in_turns, turns
-from specnb.measure.scores import auc_of, calibration, guessed, whole_auc
+from specnb.measure.scores import auc, auc_of, calibration, guessed, whole_auc
 from specnb.measure.stats import best_of, geometric_ratio, interval, median_ratio, pooled, wilson
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Row",
     "RowCache",
     "accepted_by_rank",
+    "auc",
     "auc_of",
     "best_of",
     "calibration",
