@@ -93,7 +93,8 @@ def measure(
         figures["how"] = {name: _how(folder) for name, folder in zip(pairs, folders, strict=True)}
         model: Any = first.draft
         sizes = [k for k in VOCABULARIES if k < model.own_vocab_size]
-        trimmed = {k: sn.Pair(first.target, model.trimmed(k)) for k in sizes}
+        small = {k: model.trimmed(k) for k in sizes}
+        trimmed = {k: sn.Pair(first.target, draft) for k, draft in small.items()}
         cut = {"all": (first, chain)} | {str(k): (pair, chain) for k, pair in trimmed.items()}
         costs = {name: _ratio_of(pair) for name, (pair, _) in cut.items()}
         rows = _rows(cut, TASKS, n, kept, plain=seconds)
@@ -101,7 +102,7 @@ def measure(
             "c": costs,
             "cells": _cells(rows, costs),
             "ratios": _ratios(rows, costs, "all", seconds),
-            "tail": tails(first.target, {k: one.draft.kept for k, one in trimmed.items()}, n),
+            "tail": tails(first.target, {k: draft.kept for k, draft in small.items()}, n),
         }
         sides = {
             "Chain(5)": sn.Chain(5),
@@ -264,6 +265,7 @@ def tails(target: Any, kept: Mapping[int, Sequence[int]], n: int) -> dict[str, d
     """Of what the target says at temperature 1, on n prompts per task: the share of tokens that are
     not among the `kept` ids, by their number. A draft that lacks them ends there at the latest."""
     found: dict[str, dict[str, float]] = {}
+    known = {k: frozenset(ids) for k, ids in kept.items()}
     for task in TASKS:
         said = [
             token
@@ -278,8 +280,7 @@ def tails(target: Any, kept: Mapping[int, Sequence[int]], n: int) -> dict[str, d
             ).token_ids
         ]
         found[task] = {
-            str(k): sum(token not in set(ids) for token in said) / len(said)
-            for k, ids in kept.items()
+            str(k): sum(token not in ids for token in said) / len(said) for k, ids in known.items()
         }
     return found
 

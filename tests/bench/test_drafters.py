@@ -166,3 +166,58 @@ def test_the_whole_bench_runs_timed(monkeypatch, tmp_path):
         assert all(line["over_plain"] > 0 for line in part["ratios"]["greedy"].values())
     assert list(figures["vocabulary"]["c"]) == ["all", "64"]
     assert drafters.table(figures).count("over plain decoding") == 3
+    assert set(figures["vocabulary"]["tail"]["science"]) == {"64"}
+
+
+def test_the_tail_is_what_a_cut_vocabulary_cannot_say(monkeypatch, target):
+    monkeypatch.setattr(drafters, "TASKS", ("science",))
+    item = examples("science", 1, 0)[0]
+    said = sn.autoregressive(
+        target, item.prompt, item.image, sampling=sn.Sampling(1.0), max_new_tokens=110, seed=0
+    ).token_ids
+    whole, part = sorted(set(said)), said[:3]
+    shares = drafters.tails(target, {990: whole, 3: part}, 1)["science"]
+    assert shares["990"] == 0.0
+    assert shares["3"] == sum(token not in part for token in said) / len(said) > 0
+
+
+def test_another_training_is_the_cards_command_with_another_seed(monkeypatch, tmp_path):
+    from specnb.training import __main__ as training
+
+    asked = []
+
+    def main(words):
+        work, out = (tmp_path / words[words.index(name) + 1] for name in ("--work", "--out"))
+        asked.append((words, (work / "answers").is_dir()))
+        for folder in (work / "answers", work / "held_out", out):
+            folder.mkdir(parents=True, exist_ok=True)
+        (out / "acceptance_head.safetensors").touch()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "main", main)
+    monkeypatch.setattr(drafters, "shipped", lambda: [MODELS / n for n in ("drafter", *NAMES[:2])])
+    assert drafters.trainings(1) == {}
+    found = drafters.trainings(3)
+    assert list(found) == NAMES[:2] and [len(places) for places in found.values()] == [2, 2]
+    assert [there for _, there in asked] == [False, True, True, True]  # answers of the first
+    command = json.loads((MODELS / NAMES[0] / "alignment.json").read_text())["command"]
+    assert asked[1][0][: len(command.split()[3:]) + 2] == [*command.split()[3:], "--seed", "2"]
+    assert drafters.trainings(3) == found and len(asked) == 4  # what is there is not made again
+    with pytest.raises(ValueError, match="leave --draft out"):
+        drafters.measure(draft="somewhere", seeds=3)
+
+
+@pytest.mark.slow
+def test_several_trainings_of_a_recipe_are_pooled_by_prompt(monkeypatch, tmp_path, target):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drafters, "TASKS", ("science",))
+    pair, other = loaded(target, "drafter"), loaded(target, "drafter-ce")
+    chain = sn.Chain(drafters.DRAFT_LENGTH)
+    runs = {"drafter": (pair, chain), "drafter-ce": (other, chain)}
+    rows = drafters._rows(runs, ("science",), 2, None)
+    more = {"drafter-ce": [MODELS / "drafter-tv"]}
+    figures = drafters._by_recipe(pair, more, chain, 2, rows)
+    line = figures["ratios"]["T = 1"]["drafter-ce"]
+    low, high = sorted(line["trainings"])
+    assert figures["seeds"] == len(line["trainings"]) == 2 and low < line["ratio"] < high
+    assert "| drafter-ce | T = 1 |" in "\n".join(drafters._training_table(figures))
