@@ -24,10 +24,10 @@ from unittest import mock
 import torch
 
 import specnb as sn
-from specnb import decode, tuning
-from specnb.bench import KEPT
+from specnb import decode, theory, tuning
+from specnb.bench import KEPT, running_as
 from specnb.bench.quality import classed
-from specnb.bench.trees import BEAMS, RANKS, REAL, STORIES
+from specnb.bench.trees import BEAMS, RANKS, REAL, STORIES, branchings, parents_of
 from specnb.drafters import Drafter
 from specnb.measure import (
     RowCache,
@@ -40,6 +40,7 @@ from specnb.measure import (
 )
 from specnb.measure.ranks import shares as rank_shares
 from specnb.measure.runner import decode as run_of
+from specnb.models import calibration
 from specnb.models.load import EMBEDDED
 from specnb.record import accepted_lengths, joint_acceptance
 from specnb.scenes import TASKS, examples
@@ -64,8 +65,6 @@ RULES: dict[str, tuple[Drafter, Drafter]] = {
 }
 CHAINS = (*range(1, 13), 14, 16)
 NODES = (6, 10, 14)
-SHAPES = ((2, 2), (3, 1), (2, 1, 1), (2, 1, 1, 1), (2, 2, 1), (3, 1, 1), (2, 1, 1, 1, 1), (2, 2, 2))
-SHAPES += ((2, 2, 1, 1), (3, 2, 1), (2, 1, 1, 1, 1, 1))
 WEAK = sn.Sampling(1.6)  # of a drafter made worse on purpose
 FACTORS = (0.05, 0.1, 0.2)
 PRICES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
@@ -78,13 +77,22 @@ SMALL, LARGE = (192, 2), (576, 30)  # width and layers; the large one is SmolLM2
 
 
 def measure(target: str = "", draft: str = "", n: int = 0, seconds: bool = False) -> dict:
-    """All figures, on `n` prompts per task (100); a tenth of them to choose by in (b), as many to
+    """All figures, on `n` prompts per task (100); a fifth of them to choose by in (b), as many to
     report. `seconds`: (a) and (b) are timed, too; (d) always is."""
     n = n or 100
+    runs_as = SimpleNamespace(dtype="float32", threads=torch.get_num_threads())
+    if seconds:
+        runs_as = calibration.choice(fresh=True)
+    with running_as(runs_as.dtype, runs_as.threads):
+        found = _measured(target, draft, n, seconds)
+    return {"runs_as": f"{runs_as.dtype}, {runs_as.threads} thread(s)", **found}
+
+
+def _measured(target: str, draft: str, n: int, seconds: bool) -> dict:
     pair = sn.load_pair(target, draft)
     kept = RowCache(KEPT / "verification.jsonl")
     figures: dict[str, Any] = {"n": n, "seconds": seconds, "rules": rules(pair, n, kept, seconds)}
-    some = max(1, n // 10)
+    some = max(1, n // 5)
     items = {task: examples(task, 2 * some, 4) for task in TASKS}
     halves = (
         [item for group in items.values() for item in group[:some]],
@@ -195,15 +203,21 @@ def _kept_by_block(block: sn.Block) -> list[float]:
 
 
 def candidates(costs: tuning.Costs, ranks: Sequence[float]) -> dict[str, dict[str, Drafter]]:
-    """Every kind of method with its settings, by text."""
-    shapes = {
-        sn.best_tree(ranks, budget, *cost)
+    """Every kind of method with its settings, by text.
+
+    Static trees and the branchings of RSD-C are those that measured ranks promise most of, for each
+    budget and at each of some costs.
+    """
+    asked = [
+        (budget, cost)
         for budget in (*NODES, 20)
         for cost in ((0.0, 0.0), (0.05, 0.0), (0.1, 0.0), costs)
-    }
+    ]
+    shapes = {sn.best_tree(ranks, budget, *cost) for budget, cost in asked}
+    constant = {_best_branching(ranks, budget, *cost) for budget, cost in asked}
     kinds: dict[str, Sequence[Drafter]] = {
         "chain": [sn.Chain(length) for length in CHAINS],
-        "RSD-C": [sn.GumbelTopK(branching) for branching in SHAPES],
+        "RSD-C": [sn.GumbelTopK(branching) for branching in sorted(constant)],
         "RSD-S": [sn.StochasticBeam(w, d) for w, d in BEAMS if w * d <= max(NODES)],
         "static tree": [sn.StaticTree(shape) for shape in sorted(shapes) if shape],
         "SumEntropy": [
@@ -226,6 +240,20 @@ def candidates(costs: tuning.Costs, ranks: Sequence[float]) -> dict[str, dict[st
     return {kind: {sn.name_of(d): d for d in made} for kind, made in kinds.items()}
 
 
+def _best_branching(
+    ranks: Sequence[float], budget: int, draft_cost: float, node_cost: float
+) -> tuple[int, ...]:
+    """RSD-C's counterpart of `sn.best_tree`: as many children for every node of a level."""
+
+    def rate(branching: tuple[int, ...]) -> float:
+        parents = parents_of(branching)
+        time = 1.0 + draft_cost * len(branching) + node_cost * len(parents)
+        return theory.expected_tree_tokens(parents, ranks) / time
+
+    able = [branching for branching in branchings(budget) if 1 < max(branching) <= len(ranks)]
+    return max(able, key=rate)
+
+
 def trees(
     pair: sn.Pair,
     tuning_items: Sequence,
@@ -236,7 +264,8 @@ def trees(
 ) -> dict:
     """Each kind's best setting by `tuning_items`, on `other_items`: at equal nodes, and in seconds.
 
-    At equal nodes a setting may be chosen whose mean number of nodes per call is within the budget.
+    At equal nodes a setting may be chosen whose mean number of nodes per call is within the budget;
+    of chains it is the longest, whose block efficiency never falls with the length.
     """
     costs = tuning.costs(pair, tuning_items[:6], sampling=PLAIN)
     # Rounded, so that another run of this command finds what it has kept.
@@ -253,6 +282,8 @@ def trees(
 
     def chosen(allowed: Callable[[str], bool], figure: str) -> dict[str, str]:
         able = {kind: [text for text in made if allowed(text)] for kind, made in kinds.items()}
+        if figure == TAU:
+            able["chain"] = able["chain"][-1:]
         return {kind: best_of(tuned, texts, figure) for kind, texts in able.items() if texts}
 
     def measured(best: dict[str, str], figure: str, timed: bool) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from toys import PLAIN, models
 
 import specnb as sn
-from specnb import exact, tuning
-from specnb.bench import verification
+from specnb import exact, theory, tuning
+from specnb.bench import trees, verification
 from specnb.drafters import Chain
 from specnb.models import Pair
 from specnb.record import accepted_lengths, joint_acceptance
@@ -141,3 +141,17 @@ def test_the_panel_compares_with_any_text():
     rule = _named("Chain(4, verify='block')", {"draft_length": 4})
     assert rule.name == OWN and rule.drafter() == Chain(4, verify="block")
     assert _named("chain", {"draft_length": 4}).drafter() == Chain(4)
+
+
+def test_branchings_have_the_freedom_of_static_trees():
+    """Of every branching within the budget the one that promises most, by the trees' own formula."""
+    ranks = (0.6, 0.2, 0.1)
+    for draft_cost, node_cost in ((0.0, 0.0), (0.2, 0.02)):
+        promised = {
+            branching: theory.expected_tree_tokens(trees.parents_of(branching), ranks)
+            / (1 + draft_cost * len(branching) + node_cost * len(trees.parents_of(branching)))
+            for branching in trees.branchings(10)
+            if 1 < max(branching) <= 3
+        }
+        best = verification._best_branching(ranks, 10, draft_cost, node_cost)
+        assert promised[best] == max(promised.values())
