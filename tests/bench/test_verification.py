@@ -144,7 +144,7 @@ def test_the_panel_compares_with_any_text():
 
 
 def test_branchings_have_the_freedom_of_static_trees():
-    """Of every branching within the budget the one that promises most, by the trees' own formula."""
+    """Of every branching within the budget the one that promises most by the trees' formula."""
     ranks = (0.6, 0.2, 0.1)
     for draft_cost, node_cost in ((0.0, 0.0), (0.2, 0.02)):
         promised = {

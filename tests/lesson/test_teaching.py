@@ -59,3 +59,55 @@ def test_lesson_08_either_rule_may_keep_more(pair):
         f"the token rule {told[12, 'recursive']} and the block rule {told[12, 'block']} with "
         f"drafts of 12; {told[10, 'recursive']} and {told[10, 'block']} with drafts of 10"
     ) in TEACHING
+
+
+def test_lesson_03_stops_and_the_first_words_to_go(pair):
+    cfg = notebook.StoppingConfig()
+    item = notebook.items(cfg)[0]
+    plain = sn.autoregressive(
+        pair.target, item.prompt, item.image, sampling=cfg.sampling, max_new_tokens=40, seed=0
+    )
+    context = pair.draft.open(item.prompt)
+    scores = context.forward(plain.token_ids[:-1], range(-1, len(plain.token_ids) - 2))
+    rows = [scores.root, *scores.nodes]
+    doubts = [cfg.stop.score(row.softmax(-1)) for row in rows]
+    levels = (0.2, 0.4, 0.6, 0.8, 0.95)
+    *stops, last = [sum(score < level for score in doubts) for level in levels]
+    said = f"{', '.join(map(str, stops))} and {last} of {len(doubts)} words at 0.2, 0.4, 0.6, 0.8"
+    assert said in TEACHING
+    words = [
+        pair.target.piece(token).strip()
+        for token, score in zip(plain.token_ids, doubts, strict=True)
+        if score < 0.4
+    ]
+    first, second, third = sorted(words)
+    assert {first, second, third} == {"little", "lovely", "middle"}
+    assert f"The first to go are *{first}*, *{second}* and *{third}*, at 0.4" in TEACHING
+
+
+def test_lesson_01_one_caption_and_six(pair):
+    cfg = sn.RunConfig(temperature=1.0, n_prompts=6)
+    one, waste, six = [], [], []
+    for length in (1, 3, 5, 8, 12, 16):
+        runs = [
+            sn.speculative(
+                pair,
+                item.prompt,
+                image=item.image,
+                drafter=sn.Chain(length),
+                sampling=cfg.sampling,
+                seed=cfg.seed,
+            )
+            for item in notebook.items(cfg)
+        ]
+        one.append(f"{runs[0].metrics.block_efficiency:.1f}")
+        waste.append(str(wasted(runs[0])))
+        calls = sum(len(run.blocks) for run in runs)
+        six.append(f"{sum(len(run.token_ids) for run in runs) / calls:.1f}")
+    assert (
+        f"{', '.join(one[:3])} and {one[3]} tokens per call at lengths 1, 3, 5 and 8, with "
+        f"{', '.join(waste[:3])} and {waste[3]} guesses wasted"
+    ) in TEACHING
+    assert f"({one[4]} at 12, {one[5]} at 16)" in TEACHING
+    said = f"Over six captions the mean is {', '.join(six[:5])} and {six[5]} at 1, 3, 5, 8, 12 and"
+    assert said in TEACHING
