@@ -75,13 +75,13 @@ def write(folder: str | Path) -> list[Path]:
     written, entries = [], []
     for row, source in sound:
         if not source.is_file():
-            entries.append(_entry(row, None, ""))
+            entries.append(_entry(row, row["notebook"], None, ""))
             continue
         body, thumbnail = page(source, row["parameters"], _links(there, row["id"]), pages)
         target = source.with_suffix(".html")
         write_whole(target, body)
         written.append(target)
-        entries.append(_entry(row, target.name, thumbnail))
+        entries.append(_entry(row, _heading(source) or row["notebook"], target.name, thumbnail))
     index = folder / "index.html"
     write_whole(index, INDEX.format(entries="\n".join(entries)))
     return [*written, index]
@@ -258,8 +258,16 @@ def _picture(data: Mapping) -> str:
     return found[0] if found else ""
 
 
-def _entry(row: Mapping, link: str | None, thumbnail: str) -> str:
-    name = html.escape(row["notebook"])
+def _heading(path: Path) -> str:
+    """The first heading of a notebook; "" where it has none."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    lines = (line for text in texts for line in text.splitlines())
+    return next((line[2:].strip() for line in lines if line.startswith("# ")), "")
+
+
+def _entry(row: Mapping, name: str, link: str | None, thumbnail: str) -> str:
+    name = html.escape(name)
     title = f'<a href="{html.escape(link)}">{name}</a>' if link else name
     state = "" if row["status"] == "ok" else f'<p class="failed">{html.escape(row["error"])}</p>'
     figures = "".join(

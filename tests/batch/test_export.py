@@ -197,7 +197,7 @@ def test_folds_keep_what_is_in_them(folder):
 
 def test_the_index_shows_every_notebook(folder):
     text = export.write(folder)[-1].read_text()
-    assert '<a href="00_one-1.html">' in text and "data:image/svg+xml;base64" in text
+    assert '<a href="00_one-1.html">A page</a>' in text and "data:image/svg+xml;base64" in text
     assert "<dt>tau of all</dt><dd>3.14</dd>" in text
     assert "01_&lt;b&gt;" in text and "no &lt;i&gt;" in text and '"01_<b>' not in text
 
