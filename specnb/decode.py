@@ -16,9 +16,11 @@ from specnb.drafters import (
     Drafter,
     Drafting,
     NoDraft,
+    SparseSelf,
     law_of,
     not_lossless,
     parameter_ratio,
+    parts_of,
     start,
 )
 from specnb.methods import label_of
@@ -279,6 +281,10 @@ def _check(pair: Pair, drafter: Any) -> None:
         )
     if isinstance(drafter, type) or not isinstance(drafter, Drafter):
         raise ValueError(f"drafter={arguments.shown(drafter)}: give a drafter, as in Chain(5)")
+    check: Any = getattr(pair.target, "check_selector", None)
+    for part in parts_of(drafter):
+        if check is not None and isinstance(part, SparseSelf):
+            check(part.select)
     if getattr(drafter, "branches", False):
         for role, model in (("target", pair.target), ("draft", pair.draft)):
             if model is not None and (why := getattr(model, "only_chains", "")):

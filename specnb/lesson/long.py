@@ -16,7 +16,7 @@ ROOM = 64  # positions that are left for an answer
 def lending_pair(cfg: LongContextConfig) -> Pair:
     """The pair of the parameters, on the runtime whose cache can be read in parts, head by head.
 
-    ValueError where the target runs on transformers, which has one mask for all heads.
+    ValueError where the target runs on transformers, whose contexts give no `attention`.
     """
     from specnb.models.load import load_pair
 
@@ -25,8 +25,8 @@ def lending_pair(cfg: LongContextConfig) -> Pair:
         pair = load_pair(cfg.target, cfg.draft, runtime="lean")
     if getattr(pair.target, "llama", None) is None:
         raise ValueError(
-            f"target={cfg.target!r}: this lesson looks into single heads, and the transformers "
-            "runtime does not show them; give a Llama-type or LLaVA-type target"
+            f"target={cfg.target!r}: this lesson looks at attention weights, and the transformers "
+            "runtime does not give them; give a Llama-type or LLaVA-type target"
         )
     return pair
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from specnb.models import gate, prompts
-from specnb.models.base import Context, PromptTooLong
+from specnb.models import attention, gate, prompts
+from specnb.models.base import PromptTooLong
 from specnb.models.head import AcceptanceHead, read_head
 from specnb.models.llama import Llama, LlamaContext, parts, why_not
 from specnb.models.pictures import as_picture as as_picture  # for those who import it from here
 from specnb.models.pictures import as_pictures
 from specnb.models.small import SmallContext, SmallLlama, fits
-from specnb.models.sparse import Selector, SparseContext, chosen_by_place, need_places
+from specnb.models.sparse import ByHead, Selector, Watched, chosen_by_place, need_places
 from specnb.models.vocabulary import kept_ids
 
 # What `generate` follows in a generation config and this package does not, with what does nothing.
@@ -46,6 +47,8 @@ NOT_FOLLOWED = {
 
 # Once per model; its copies, with other vocabularies, have their own.
 _HEADS: WeakKeyDictionary[HFModel, AcceptanceHead] = WeakKeyDictionary()
+# Once per module: what keeps its attention from being shown, by layer and head.
+_OBSTACLES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 NO_TEMPLATE = (
     "model {path!r}: it has no chat template, so nothing says where the image goes; add "
     "chat_template.jinja"
@@ -197,6 +200,22 @@ class HFModel:
             columns = None if len(found) == self.vocab_size else found
             return AcceptanceHead(*stored, table[found.to(table.device)], columns)
         return AcceptanceHead(*stored, table[columns])
+
+    def check_selector(self, select: Selector) -> None:
+        """ValueError where this selector cannot choose slots of the model's caches."""
+        if self.llama is not None:
+            return
+        if self.only_chains:
+            raise ValueError(
+                f"drafter: it reads chosen slots by a mask, and {self.path} is exact without masks "
+                f"only ({self.only_chains}); use Chain"
+            )
+        if select.by_place:  # one mask for all layers and heads, which any model takes
+            return
+        if self.module not in _OBSTACLES:
+            _OBSTACLES[self.module] = attention.obstacle(HFContext(self, [0], None))
+        if why := _OBSTACLES[self.module]:
+            need_places(select, f"those of {self.path} cannot be shown to it ({why})")
 
     def with_image_placeholders(self, n: int) -> HFModel:
         """A text-only drafter whose prompt keeps `n` raw image tokens, as other software does."""
@@ -387,7 +406,7 @@ def _check_pictures(model: HFModel, prompt: Any, image: Any) -> None:
         raise ValueError(f"image=None: {model.path} reads prompts only with a picture; give one")
 
 
-class HFContext(Context):
+class HFContext(Watched):
     """One prompt in a transformers cache. Image positions count in `offset`, not in `length`.
 
     The cache keeps every slot, also where layers see a window or a chunk only: what they may see
@@ -435,12 +454,13 @@ class HFContext(Context):
             settings["position_ids"] = torch.tensor([places], device=device)
         if keep and "logits_to_keep" in takes:
             settings["logits_to_keep"] = keep
-        output = model.module(
-            input_ids=torch.tensor([model.own_ids(tokens)], device=device),
-            attention_mask=mask,
-            use_cache=True,
-            **settings,
-        )
+        with self._through():
+            output = model.module(
+                input_ids=torch.tensor([model.own_ids(tokens)], device=device),
+                attention_mask=mask,
+                use_cache=True,
+                **settings,
+            )
         return output.logits[0, -keep:].to(device)
 
     def _run(self, tokens, positions, visible):
@@ -453,6 +473,8 @@ class HFContext(Context):
                 )
             mask = self._masks(visible, positions)
         self.places += positions
+        if self.watched:
+            self.queries, self.last = [], len(tokens) - 1
         return self.model.logits(self._call(tokens, positions, mask, {}, keep=0))
 
     def _masks(self, visible: Tensor, positions: list[int]) -> Tensor | dict[str, Tensor]:
@@ -476,7 +498,21 @@ class HFContext(Context):
             masks[kind] = hidden[None, None].to(self.model.device)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
+    def _through(self) -> AbstractContextManager[None]:
+        """Around each forward: what is heard of the attention of its layers."""
+        if not self.watched:
+            return nullcontext()
+        return attention.through(self.model.module, self._note)
+
+    def _note(self, number: int, query: Tensor, key: Tensor, *others: Tensor | None) -> None:
+        by_head = query[0].unflatten(0, (key.shape[1], -1))
+        self.queries = [*self.queries, by_head]  # layers ask one after another
+
+    def last_queries(self, layer: int) -> Tensor | None:
+        return self.queries[layer][:, :, self.last] if self.queries else None
+
     def _keep(self, slots, n_before):
+        self._follow_last(slots, n_before, len(self.places))
         kept = [*range(n_before), *slots]
         straight = kept == list(range(len(kept)))
         self.places = [self.places[slot] for slot in kept]
@@ -497,12 +533,7 @@ class HFContext(Context):
         return self.images
 
     def sparse(self, select: Selector, budget: int, over: str = "all") -> HFSparse:
-        need_places(select, "the transformers runtime has one mask for all of them")
-        if self.model.only_chains:
-            raise ValueError(
-                f"drafter: it reads chosen slots by a mask, and {self.model.path} is exact without "
-                f"masks only ({self.model.only_chains}); use Chain"
-            )
+        self.model.check_selector(select)
         return HFSparse(self, select, budget, over)
 
     def copy(self) -> HFContext:
@@ -518,22 +549,31 @@ def shared(cache):
     return other
 
 
-class HFSparse(SparseContext, HFContext):
-    """Own drafts behind the tensors of an `HFContext`, whose other slots a mask hides.
+class HFSparse(ByHead, HFContext):
+    """Own drafts behind the tensors of an `HFContext`.
 
-    The mask saves no reading: this runtime shows what such a drafter says, not what it costs.
+    A selector that goes by places alone hides all other slots by a mask, which any model takes; for
+    others this context stands in the place of the layers' attention. Neither saves reading: this
+    runtime shows what such a drafter says, not what it costs.
     """
 
     target: HFContext
     model: Any
 
+    def __init__(self, target: HFContext, select: Selector, budget: int, over: str = "all"):
+        if not select.by_place:
+            target.watch()
+        super().__init__(target, select, budget, over)
+
     def _forget(self) -> None:
         self.cache, self.shift = shared(self.target.cache), self.target.shift
         self.places = list(self.target.places)
         HFContext._keep(self, [], self.base)
-        read = torch.zeros(self.base, dtype=torch.bool)
-        read[chosen_by_place(self)] = True
-        self.read = read
+        self.read = torch.ones(self.base, dtype=torch.bool)
+        if self.select.by_place:
+            self.read[:] = False
+            self.read[chosen_by_place(self)] = True
+        ByHead._forget(self)
 
     def _run(self, tokens, positions, visible):
         if visible is None:
@@ -544,8 +584,20 @@ class HFSparse(SparseContext, HFContext):
         )
         return super()._run(tokens, positions, visible)
 
+    def _through(self) -> AbstractContextManager[None]:
+        if self.select.by_place:
+            return nullcontext()
+        return attention.through(self.model.module, self._layer)
+
+    def _layer(self, number: int, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+        cached = key[0, :, : self.base], value[0, :, : self.base]
+        own = key[0, :, self.base :], value[0, :, self.base :]
+        return self._attend(number, query, cached, own, mask[0, 0, :, self.base :])
+
     def copy(self) -> HFSparse:
-        return HFContext.copy(self)  # type: ignore[return-value]  # of its own class
+        other = super().copy()
+        other.cache, other.places = shared(self.cache), list(self.places)
+        return other
 
 
 def _eos_ids(module, tokenizer) -> frozenset[int]:

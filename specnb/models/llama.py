@@ -21,14 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from specnb.models.base import Context
-from specnb.models.sparse import (
-    CachedLayer,
-    Chosen,
-    Selector,
-    SparseContext,
-    attention_weights,
-)
+from specnb.models.sparse import ByHead, Selector, Watched, attention_weights
 
 if TYPE_CHECKING:
     from specnb.models.hf import HFModel
@@ -297,7 +290,7 @@ def parts(module, halves: bool = False) -> Weights:
     return Weights(shape, table, layers, head, *rope, gain if halves else None, halves)
 
 
-class LlamaContext(Context):
+class LlamaContext(Watched):
     """One prompt in a preallocated cache. Image positions count in `offset`, not in `length`."""
 
     def __init__(self, model: HFModel, ids: list[int], extras: Mapping[str, Any] | None):
@@ -308,9 +301,6 @@ class LlamaContext(Context):
         self.model, self.llama = model, model.llama
         self.images = [slot for slot, token in enumerate(ids) if token == image_id]
         self.used = 0  # slots that hold something
-        self.watched = False  # whether queries are kept: of each layer, [heads, n, head_dim]
-        self.queries: list[Tensor] = []
-        self.last = 0  # the row of the last token kept
         self.features: Tensor | None = None  # of the pictures, for a drafter that shares them
         self.cache = self.llama.empty_cache(len(ids) + GROWTH)
         if len(ids) > 1:
@@ -354,9 +344,7 @@ class LlamaContext(Context):
         return self.model.logits(self._feed(x, positions, mask, None))
 
     def _keep(self, slots, n_before):
-        if self.queries:
-            first = self.used - self.queries[0].shape[1]  # the slot of the last forward's first row
-            self.last = (slots[-1] if slots else n_before - 1) - first
+        self._follow_last(slots, n_before, self.used)
         self.used = n_before + len(slots)
         if slots != list(range(n_before, self.used)):
             kept = self.cache[:, :, :, slots]  # a copy, so that nothing is overwritten too early
@@ -366,12 +354,7 @@ class LlamaContext(Context):
     def image_slots(self) -> Sequence[int]:
         return self.images
 
-    def watch(self) -> None:
-        """From now on the queries of each forward are kept."""
-        self.watched = True
-
     def last_queries(self, layer: int) -> Tensor | None:
-        """Of the last token kept, [kv heads, group, head_dim]; None where none was watched yet."""
         if not self.queries:
             return None
         row = self.queries[layer][:, self.last]
@@ -400,7 +383,7 @@ class LlamaContext(Context):
         return other
 
 
-class LlamaSparse(SparseContext):
+class LlamaSparse(ByHead):
     """Own drafts in a buffer, and everything before them in the cache of a `LlamaContext`."""
 
     target: LlamaContext
@@ -408,19 +391,12 @@ class LlamaSparse(SparseContext):
     def __init__(self, target: LlamaContext, select: Selector, budget: int, over: str = "all"):
         self.llama, self.used = target.llama, 0
         self.buffer = self.llama.empty_cache(DRAFTS)
-        self.summed, self.sums = 0, torch.zeros(())  # values of the first slots, for their mean
-        self.means: dict[int, Tensor] = {}  # of whole chunks, by their size
         target.watch()
         super().__init__(target, select, budget, over)
 
     def _forget(self) -> None:
         self.used = 0
-        self.picked: dict[int, Chosen] = {}  # what was chosen for this block, by layer
-        device = self.buffer.device
-        slots = self.candidates()
-        self.slots = torch.tensor(slots, dtype=torch.long, device=device)
-        others = sorted(set(range(self.base)) - set(slots))
-        self.others = torch.tensor(others, dtype=torch.long, device=device)
+        super()._forget()
 
     def _run(self, tokens, positions, visible):
         n, end = len(tokens), self.used + len(tokens)
@@ -434,78 +410,14 @@ class LlamaSparse(SparseContext):
             own = visible[:, self.base :]
         x = self.llama.embed(self.model.own_ids(tokens))
         raw = self.llama.forward(
-            x, positions, self.buffer, self.used, added(own, self.buffer), None, self._attend
+            x, positions, self.buffer, self.used, added(own, self.buffer), None, self._layer
         )
         self.used = end
         return self.model.logits(raw)
 
-    def _attend(self, number: int, queries: Tensor, keys: Tensor, values: Tensor, mask) -> Tensor:
-        """Attention of one layer over what its heads have chosen, and over the buffer."""
-        if len(self.slots) <= self.budget or not self.select.every_token:
-            chosen = self._chosen(number, queries[:, :, :1], keys[0], mask[:1])
-            return self._read(number, chosen, queries, keys[0], values[0], mask)
-        rows = []
-        for row in range(len(mask)):
-            query, seen = queries[:, :, row : row + 1], mask[row : row + 1]
-            chosen = self._chosen(number, query, keys[0], seen)
-            rows.append(self._read(number, chosen, query, keys[0], values[0], seen))
-        return torch.cat(rows, 2)
-
-    def _chosen(self, number: int, query: Tensor, keys: Tensor, mask: Tensor) -> Chosen | None:
-        """The slots that a row of queries [1, heads, 1, dim] chooses; None means all of them."""
-        if len(self.slots) <= self.budget:
-            return None
-        if number in self.picked and not self.select.every_token:
-            return self.picked[number]
-        layer = LlamaLayer(self, number, query, keys[:, mask[0] == 0])
-        chosen = self.select.choose(layer, self.budget)
-        slots = torch.cat([self.others.expand(len(chosen.slots), -1), chosen.slots], 1)
-        self.picked[number] = chosen._replace(slots=slots)
-        return self.picked[number]
-
-    def _read(self, number, chosen, queries, keys, values, mask) -> Tensor:
-        """What rows of queries [1, heads, n, dim] read of chosen slots and of the buffer."""
-        there = self.target.cache[number, :, :, : self.base]
-        if chosen is not None:
-            heads = torch.arange(len(chosen.slots), device=there.device)[:, None]
-            one_for_all = len(chosen.slots) == 1
-            there = there[:, :, chosen.slots[0]] if one_for_all else there[:, heads, chosen.slots]
-        both = torch.cat([there, torch.stack([keys, values])], 2)
-        self.numbers_read += both.numel()
-        found = F.scaled_dot_product_attention(
-            queries,
-            both[:1],
-            both[1:],
-            attn_mask=F.pad(mask, (there.shape[2], 0)),
-            enable_gqa=both.shape[1] != queries.shape[1],
-        )
-        if chosen is None or chosen.share is None:
-            return found
-        drafted = values[:, mask[0] == 0]
-        mean = (self._summed()[number] + drafted.sum(1)) / (self.base + drafted.shape[1])
-        self.numbers_read += mean.numel()
-        mean = mean.repeat_interleave(queries.shape[1] // len(mean), 0)[None, :, None]
-        share = chosen.share.reshape(1, -1, 1, 1)
-        return share * found + (1.0 - share) * mean
-
-    def _summed(self) -> Tensor:
-        """The sum of the values of all of the target's slots, [layers, kv heads, head_dim]."""
-        if self.summed < self.base:
-            new = self.target.cache[:, 1, :, self.summed : self.base]
-            self.numbers_read += new.numel()
-            self.sums, self.summed = self.sums + new.sum(2), self.base
-        return self.sums
-
-    def chunk_means(self, size: int) -> Tensor:
-        """Mean keys of whole chunks of candidates, [layers, kv heads, chunks, head_dim]."""
-        cache, n = self.target.cache, len(self.slots) // size
-        found = self.means.get(size, cache[:, 0, :, :0])
-        if found.shape[2] < n:
-            new = cache[:, 0][:, :, self.slots[found.shape[2] * size : n * size]]
-            self.numbers_read += new.numel()
-            found = torch.cat([found, new.unflatten(2, (-1, size)).mean(3)], 2)
-            self.means = self.means | {size: found}  # a fork may share the old ones
-        return found
+    def _layer(self, number: int, queries: Tensor, keys: Tensor, values: Tensor, mask) -> Tensor:
+        cached = self.target.cache[number, :, :, : self.base]
+        return self._attend(number, queries, cached.unbind(), (keys[0], values[0]), mask)
 
     def _keep(self, slots, n_before):
         before = n_before - self.base
@@ -517,34 +429,8 @@ class LlamaSparse(SparseContext):
 
     def copy(self) -> LlamaSparse:
         other = super().copy()
-        other.buffer, other.picked = self.buffer.clone(), dict(self.picked)
+        other.buffer = self.buffer.clone()
         return other
-
-
-class LlamaLayer(CachedLayer):
-    """One layer of a `LlamaSparse`'s target."""
-
-    def __init__(self, context: LlamaSparse, number: int, query: Tensor, drafts: Tensor):
-        self.context, self.number, self.drafts = context, number, drafts
-        self.candidates = context.slots
-        self.queries = query.view(len(drafts), -1, query.shape[-1])
-
-    @property
-    def keys(self) -> Tensor:
-        return self.context.target.cache[self.number, 0, :, : self.context.base]
-
-    @property
-    def last_queries(self) -> Tensor:
-        found = self.context.target.last_queries(self.number)
-        return self.queries if found is None else found
-
-    def chunk_means(self, size: int) -> Tensor:
-        means = self.context.chunk_means(size)[self.number]
-        self.count(means.numel())
-        return means
-
-    def count(self, numbers: int) -> None:
-        self.context.numbers_read += numbers
 
 
 def added(visible: Tensor, like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from specnb.arguments import shown
@@ -47,12 +48,13 @@ class CachedLayer:
     """
 
     candidates: Int[Tensor, " n"]
-    queries: Float[Tensor, "heads group dim"]  # of the token that is drafted from
+    # Of the token that is drafted from; products with keys are scores once divided by sqrt(dim).
+    queries: Float[Tensor, "heads group dim"]
     drafts: Float[Tensor, "heads drafts dim"]  # keys of the draft so far, read in any case
 
     @property
     def keys(self) -> Float[Tensor, "heads slots dim"]:
-        """The target's own, of all its slots: a view of its memory."""
+        """The target's own, of all its slots: a view of a cache's memory."""
         raise NotImplementedError
 
     @property
@@ -242,6 +244,8 @@ def check_spending(select: Selector, budget: int, over: str) -> None:
 
 
 Sparse = TypeVar("Sparse", bound="SparseContext")
+Heads = TypeVar("Heads", bound="ByHead")
+KeysValues = Sequence[Tensor]  # both of them, [kv heads, slots, dim]
 
 
 class SparseContext(Context):
@@ -290,6 +294,174 @@ class SparseContext(Context):
         other = self.copy()
         other.target = copy.deepcopy(self.target, memo)  # a fork's own, where it was forked
         return other
+
+
+class Watched(Context):
+    """A context that keeps the queries of its last forward where it is asked to."""
+
+    watched = False
+    queries: Sequence[Tensor] = ()  # of each layer, [..., n, dim]; made anew by each forward
+    last = 0  # the row of the last token kept
+
+    def watch(self) -> None:
+        """From now on the queries of each forward are kept."""
+        self.watched = True
+
+    def last_queries(self, layer: int) -> Float[Tensor, "heads group dim"] | None:
+        """Of the last token kept; None where none was watched yet."""
+        raise NotImplementedError
+
+    def _follow_last(self, slots: list[int], n_before: int, used: int) -> None:
+        """Finds that row again when of `used` slots the first `n_before` and `slots` are kept."""
+        if self.queries:
+            first = used - self.queries[0].shape[-2]  # the slot of the last forward's first row
+            self.last = (slots[-1] if slots else n_before - 1) - first
+
+
+class ByHead(SparseContext):
+    """Drafts over slots that the heads of each layer choose for themselves.
+
+    A runtime brings the keys and values of a layer, those of the target's slots and those of the
+    drafts, and its queries; what is chosen, and what is read of it, is the same for all of them.
+    """
+
+    target: Any  # a `Watched`
+
+    def __init__(self, target: Watched, select: Selector, budget: int, over: str = "all"):
+        self.sums: dict[int, tuple[int, Tensor]] = {}  # by layer: of the values of so many slots
+        self.means: dict[tuple[int, int], Tensor] = {}  # of whole chunks, by layer and size
+        super().__init__(target, select, budget, over)
+
+    def _forget(self) -> None:
+        self.picked: dict[int, Chosen] = {}  # what was chosen for this block, by layer
+        slots = self.candidates()
+        others = sorted(set(range(self.base)) - set(slots))
+        self.slots, self.others = (
+            torch.tensor(each, dtype=torch.long, device=self.model.device)
+            for each in (slots, others)
+        )
+
+    def _attend(
+        self, number: int, queries: Tensor, cached: KeysValues, own: KeysValues, mask: Tensor
+    ) -> Tensor:
+        """Attention of one layer over what its heads have chosen, and over its own slots.
+
+        `queries` [1, heads, n, dim]; `cached` and `own` are [kv heads, slots, dim] each; `mask`
+        [n, own slots] is 0 where a row sees a slot. Gives [1, heads, n, dim of values].
+        """
+        if len(self.slots) <= self.budget or not self.select.every_token:
+            chosen = self._chosen(number, queries[:, :, :1], cached[0], own[0], mask[0])
+            return self._read(number, chosen, queries, cached, own, mask)
+        rows = []
+        for row in range(len(mask)):
+            query, seen = queries[:, :, row : row + 1], mask[row : row + 1]
+            chosen = self._chosen(number, query, cached[0], own[0], seen[0])
+            rows.append(self._read(number, chosen, query, cached, own, seen))
+        return torch.cat(rows, 2)
+
+    def _chosen(
+        self, number: int, query: Tensor, keys: Tensor, own: Tensor, mask: Tensor
+    ) -> Chosen | None:
+        """The slots that a row of queries [1, heads, 1, dim] chooses; None means all of them."""
+        if len(self.slots) <= self.budget:
+            return None
+        if number in self.picked and not self.select.every_token:
+            return self.picked[number]
+        layer = HeadsLayer(self, number, query, keys, own[:, mask == 0])
+        chosen = self.select.choose(layer, self.budget)
+        others = self.others.to(chosen.slots.device).expand(len(chosen.slots), -1)
+        chosen = chosen._replace(slots=torch.cat([others, chosen.slots], 1))
+        self.picked[number] = chosen
+        return chosen
+
+    def _read(
+        self,
+        number: int,
+        chosen: Chosen | None,
+        queries: Tensor,
+        cached: KeysValues,
+        own: KeysValues,
+        mask: Tensor,
+    ) -> Tensor:
+        """What rows of queries [1, heads, n, dim] read of chosen slots and of its own."""
+        there = cached
+        if chosen is not None and len(chosen.slots) == 1:
+            there = [each[:, chosen.slots[0]] for each in cached]
+        elif chosen is not None:
+            heads = torch.arange(len(chosen.slots), device=chosen.slots.device)[:, None]
+            there = [each[heads, chosen.slots] for each in cached]
+        keys, values = (torch.cat([a, b], 1) for a, b in zip(there, own, strict=True))
+        self.numbers_read += keys.numel() + values.numel()
+        found: Tensor = F.scaled_dot_product_attention(
+            queries,
+            keys[None],
+            values[None],
+            attn_mask=F.pad(mask, (keys.shape[1] - mask.shape[1], 0)),
+            enable_gqa=len(keys) != queries.shape[1],
+        )
+        if chosen is None or chosen.share is None:
+            return found
+        drafted = own[1][:, mask[0] == 0]
+        total = self._summed(number, cached[1]) + drafted.sum(1)
+        mean = total / (self.base + drafted.shape[1])
+        self.numbers_read += mean.numel()
+        mean = mean.repeat_interleave(queries.shape[1] // len(mean), 0)[None, :, None]
+        share: Tensor = chosen.share.reshape(1, -1, 1, 1)
+        return share * found + (1.0 - share) * mean
+
+    def _summed(self, number: int, values: Tensor) -> Tensor:
+        """The sum of a layer's values over all of the target's slots, [kv heads, dim]."""
+        done, total = self.sums.get(number, (0, values.new_zeros(())))
+        if done < self.base:
+            new = values[:, done:]
+            self.numbers_read += new.numel()
+            total = total + new.sum(1)
+            self.sums = self.sums | {number: (self.base, total)}  # a fork may share the old ones
+        return total
+
+    def chunk_means(self, number: int, keys: Tensor, size: int) -> Tensor:
+        """Mean keys of a layer's whole chunks of candidates, [kv heads, chunks, dim]."""
+        n = len(self.slots) // size
+        found = self.means.get((number, size), keys[:, :0])
+        if found.shape[1] < n:
+            new = keys[:, self.slots[found.shape[1] * size : n * size].to(keys.device)]
+            self.numbers_read += new.numel()
+            chunks = new.reshape(len(new), -1, size, new.shape[-1])
+            found = torch.cat([found, chunks.mean(2)], 1)
+            self.means = self.means | {(number, size): found}
+        return found
+
+    def copy(self: Heads) -> Heads:
+        other = super().copy()
+        other.picked = dict(self.picked)
+        return other
+
+
+class HeadsLayer(CachedLayer):
+    """One layer of a `ByHead`'s target."""
+
+    def __init__(self, context: ByHead, number: int, query: Tensor, keys: Tensor, drafts: Tensor):
+        self.context, self.number, self.drafts = context, number, drafts
+        self.candidates = context.slots.to(keys.device)
+        self.queries = query.reshape(len(keys), -1, query.shape[-1])
+        self._keys = keys
+
+    @property
+    def keys(self) -> Tensor:
+        return self._keys
+
+    @property
+    def last_queries(self) -> Tensor:
+        found = self.context.target.last_queries(self.number)
+        return self.queries if found is None else found
+
+    def chunk_means(self, size: int) -> Tensor:
+        means = self.context.chunk_means(self.number, self.keys, size)
+        self.count(means.numel())
+        return means
+
+    def count(self, numbers: int) -> None:
+        self.context.numbers_read += numbers
 
 
 class Places(CachedLayer):

@@ -56,7 +56,7 @@ def test_sparq_looks_at_a_quarter_of_a_key():
 
 
 def test_a_wrong_count_is_caught(pair, monkeypatch):
-    monkeypatch.setattr(sn.models.llama.LlamaLayer, "count", lambda self, numbers: None)
+    monkeypatch.setattr(sn.models.sparse.HeadsLayer, "count", lambda self, numbers: None)
     items = [bench.SimpleNamespace(prompt=list(range(3, 90)), image=None)]
     row = bench.traffic(pair, items, "SparQ", bench._own(20)[bench.SPARQ])
     assert row["draft_counted"] < row["draft_formula"]

@@ -1,8 +1,9 @@
 """Chosen slots of real caches: selectors against a dense reference, shared memory, rollback."""
 
 import copy
+import dataclasses
+import functools
 import math
-from types import SimpleNamespace
 
 import builders
 import numpy as np
@@ -12,10 +13,12 @@ from mutate import replaced
 from places import REAL
 
 import specnb as sn
+from specnb.bench.families import FAMILIES
 from specnb.drafters import Chunks, LastVerification, SinkRecent, SparQ
-from specnb.models.hf import HFContext
-from specnb.models.llama import DRAFTS, LlamaLayer, LlamaSparse
-from specnb.models.sparse import SparseContext
+from specnb.models import attention
+from specnb.models.hf import HFContext, HFSparse
+from specnb.models.llama import DRAFTS, LlamaSparse
+from specnb.models.sparse import ByHead, Chosen, HeadsLayer, SparseContext, Watched
 from specnb.scenes import examples
 
 SELECTORS = (
@@ -133,7 +136,7 @@ def attention_error(folder, select, budget, over="all", rows=3, n=29) -> float:
     mask = torch.zeros(rows, end).masked_fill(~seen, -math.inf)
     worst = 0.0
     for layer in range(len(model.llama.layers)):
-        found = sparse._attend(layer, queries, own[:1], own[1:], mask)
+        found = sparse._layer(layer, queries, own[:1], own[1:], mask)
         keys, values = target.cache[layer, :, :, :n].double().numpy()
         wanted = reference(
             select, budget, sparse.candidates(), keys, values, own.double().numpy(),
@@ -161,7 +164,7 @@ SOURCES = {
     "sink one too short": (SinkRecent, "choose", "slots[: self.sink]", "slots[: self.sink - 1]"),
     "the oldest for the latest": (SinkRecent, "choose", "slots[len(slots) -", "slots[0 *"),
     "chunks by their first key": (
-        LlamaSparse, "chunk_means", ".unflatten(2, (-1, size)).mean(3)", "[:, :, ::size]",
+        ByHead, "chunk_means", "chunks.mean(2)", "chunks[:, :, 0]",
     ),
     "first chunk free": (Chunks, "choose", "scores[:, 0] = math.inf", "pass"),
     "last chunk free": (Chunks, "choose", "scores[:, -1] = math.inf", "pass"),
@@ -174,10 +177,10 @@ SOURCES = {
     "smallest components": (SparQ, "choose", "size.sum(1).topk", "(-size.sum(1)).topk"),
     "unsummed weights": (LastVerification, "choose", "weights.sum(1)", "weights[:, 0]"),
     "each token as the first": (
-        LlamaSparse, "_attend", "queries[:, :, row : row + 1]", "queries[:, :, :1]",
+        ByHead, "_attend", "queries[:, :, row : row + 1]", "queries[:, :, :1]",
     ),
-    "other heads' slots": (LlamaSparse, "_read", "there[:, heads, chosen.slots]",
-                           "there[:, heads.flip(0), chosen.slots]"),
+    "other heads' slots": (ByHead, "_read", "each[heads, chosen.slots]",
+                           "each[heads.flip(0), chosen.slots]"),
 }  # fmt: skip
 
 
@@ -199,7 +202,10 @@ def pairs(tmp_path_factory):
     base = tmp_path_factory.mktemp("pairs")
     made = builders.llama(base / "target", layers=2), builders.gpt2(base / "gpt2")
     small = builders.llama(base / "small", layers=1, seed=4)
-    own = sn.load_model(builders.llava15(base / "llava"), "cpu", "float32", "lean", certify=False)
+    own, same = (
+        sn.load_model(builders.llava15(base / "llava"), "cpu", "float32", runtime, certify=False)
+        for runtime in ("lean", "transformers")
+    )
     return {
         "lean": sn.load_pair(made[0], small, "cpu", "float32", runtime="lean", certify=False),
         "transformers": sn.load_pair(
@@ -207,15 +213,52 @@ def pairs(tmp_path_factory):
         ),
         "gpt2": sn.load_pair(made[1], small, "cpu", "float32", certify=False),
         "llava": sn.Pair(own, sn.load_model(small, "cpu", "float32", certify=False).beside(own)),
+        "llava by transformers": sn.Pair(same),
+        "qwen2": sn.Pair(peer_of(made[0], base / "qwen2")),
+        "granite": sn.Pair(peer_of(made[0], base / "granite")),
     }
+
+
+def peer_of(folder, out):
+    """The same function as a Llama's by another family's classes, on transformers' runtime.
+
+    Qwen2 with no numbers in its biases; Granite with small queries, which it multiplies.
+    """
+    import transformers
+
+    family = out.name.capitalize()
+    llama = transformers.LlamaForCausalLM.from_pretrained(folder)
+    kept = llama.config.to_dict()
+    shared = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    shared += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    shared += ("rms_norm_eps", "rope_parameters", "bos_token_id", "eos_token_id")
+    settings = {name: kept[name] for name in shared}
+    if out.name == "granite":
+        settings["attention_multiplier"] = 0.7
+    config = getattr(transformers, f"{family}Config")(**settings)
+    module = getattr(transformers, f"{family}ForCausalLM")(config)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("proj.bias"):
+                parameter.zero_()
+            else:
+                parameter.copy_(llama.get_parameter(name))
+                if out.name == "granite" and "q_proj" in name:
+                    parameter /= 0.7 * llama.config.head_dim**0.5
+    module.save_pretrained(out)
+    builders.byte_tokenizer(kept["vocab_size"]).save_pretrained(out)
+    return sn.load_model(str(out), "cpu", "float32", certify=False)
 
 
 def picture(pair):
     return examples("caption", 1, 0)[0].image if pair.target.sees_images else None
 
 
-EVERY = [("lean", select) for select in SELECTORS] + [("llava", select) for select in SELECTORS]
-EVERY += [(name, SinkRecent(2)) for name in ("transformers", "gpt2")]
+EVERY = [
+    (name, select)
+    for name in ("lean", "llava", "transformers", "llava by transformers", "gpt2")
+    for select in SELECTORS
+]
 
 
 def all_read_error(pair, select, rounds=6) -> float:
@@ -246,13 +289,17 @@ def test_with_all_slots_a_draft_has_the_targets_law(pairs, name, select):
 @pytest.mark.parametrize("name", ["lean", "transformers"])
 def test_drafts_that_stay_behind_are_caught(pairs, name, monkeypatch):
     if name == "lean":
-        kind, old, new = LlamaSparse, "self.used = 0", "pass"
+        forget = LlamaSparse._forget
+
+        def wrong(self):
+            used = self.used
+            forget(self)
+            self.used = used
+
+        monkeypatch.setattr(LlamaSparse, "_forget", wrong)
     else:
         monkeypatch.setattr(SparseContext, "follow", lambda self: SparseContext.stay(self))
         monkeypatch.setattr(SparseContext, "stay", stay, raising=False)
-        assert all_read_error(pairs[name], SinkRecent(2)) > 1e-3
-        return
-    monkeypatch.setattr(kind, "_forget", replaced(kind._forget, old, new))
     assert all_read_error(pairs[name], SinkRecent(2)) > 1e-3
 
 
@@ -270,16 +317,166 @@ def stay(self):
 @pytest.mark.parametrize("over", ["all", "text", "images"])
 def test_greedy_text_stays(pairs, name, select, over):
     pair = pairs[name]
-    if over == "images" and name != "llava":
+    if over == "images" and not name.startswith("llava"):
         return
     prompt = "One day a girl found a red ball in the garden."
     request = {"image": picture(pair), "max_new_tokens": 24}
     plain = sn.autoregressive(pair.target, prompt, **request)
     own = sn.SparseSelf(select, 12, 3, over=over)
-    for drafter in (own, sn.Hierarchy(sn.Chain(2), own)):
+    inner = sn.Chain(2) if pair.draft else sn.PromptLookup(2, 2)
+    for drafter in (own, sn.Hierarchy(inner, own)):
         run = sn.speculative(pair, prompt, drafter=drafter, **request)
         assert run.token_ids == plain.token_ids
         assert run.metrics.n_tokens == 24 or run.finish == "eos"
+
+
+# ---- one runtime against the other
+
+
+BOTH = {
+    "llama": ("lean", "transformers"),
+    "qwen2": ("lean", "qwen2"),
+    "granite": ("lean", "granite"),
+    "llava": ("llava", "llava by transformers"),
+}
+
+
+def said(model, prompt, image, select, budget, over="all"):
+    """The logits of drafts, and those of the target before and behind them.
+
+    Chains and siblings, on from what a sparse context has committed itself, after a rollback, on
+    forks with the target and beside it, after blocks of which all, some or nothing was kept.
+    """
+    target = model.open(prompt, image)
+    own = target.sparse(select, budget, over)
+    drafts, checked = [], []
+
+    def draft(context, tokens=(), parents=()):
+        scores = context.forward(tokens, parents)
+        drafts.append(torch.cat([scores.root[None], scores.nodes]))
+
+    for number in range(4):
+        first = 20 + number
+        draft(own)
+        draft(own, [first], [-1])
+        draft(own, [40, 41], [0, 0])
+        beside = copy.deepcopy(own, {id(target): target})
+        draft(beside, [50], [1])
+        other, with_it = copy.deepcopy((target, own))
+        other.forward([9, 12], [-1, 0])
+        other.commit([9, 10])
+        with_it.follow()
+        draft(with_it, [11], [-1])
+        own.commit([first, 41])
+        draft(own, [60], [-1])
+        own.commit([61])
+        draft(own, [62, 63], [-1, 0])
+        scores = target.forward([first, 7], [-1, 0])
+        checked.append(torch.cat([scores.root[None], scores.nodes]))
+        target.commit([[first, 7], [first, 31], [32], [first, 7, 33]][number])
+        own.follow()
+    return drafts, checked
+
+
+def unhelped(model, prompt, image):
+    """What the target says in the same blocks when nobody looks into its cache."""
+    target, checked = model.open(prompt, image), []
+    for number in range(4):
+        first = 20 + number
+        scores = target.forward([first, 7], [-1, 0])
+        checked.append(torch.cat([scores.root[None], scores.nodes]))
+        target.commit([[first, 7], [first, 31], [32], [first, 7, 33]][number])
+    return checked
+
+
+def difference(pairs, which, select, budget, over="all") -> float:
+    """Largest, between the logits of drafts on the two runtimes, in parts of the largest logit."""
+    prompt = "One day a girl found a red ball."
+    lean, other = (pairs[name] for name in BOTH[which])
+    wanted, _ = said(lean.target, prompt, picture(lean), select, budget, over)
+    found, checked = said(other.target, prompt, picture(other), select, budget, over)
+    assert all(map(torch.equal, checked, unhelped(other.target, prompt, picture(other))))
+    found, wanted = torch.cat(found), torch.cat(wanted)
+    said_at_all = wanted.isfinite()
+    assert torch.equal(said_at_all, found.isfinite())
+    found, wanted = found[said_at_all], wanted[said_at_all]
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.slow
+@kinds
+@pytest.mark.parametrize(
+    ("which", "budget"),
+    [("llama", 12), ("llama", 25), ("llama", 1000), ("qwen2", 17), ("granite", 17)],
+)
+def test_drafts_are_those_of_the_lean_runtime(pairs, which, select, budget):
+    assert difference(pairs, which, select, budget) < 1e-5
+
+
+@pytest.mark.slow
+@kinds
+@pytest.mark.parametrize("over", ["all", "text", "images"])
+def test_drafts_over_a_picture_are_those_of_the_lean_runtime(pairs, select, over):
+    assert difference(pairs, "llava", select, 24, over) < 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Oldest:
+    """A reader's own: by key heads, of the target's queries and keys."""
+
+    by_place, every_token, least = False, False, 1
+
+    def choose(self, layer, budget):
+        far = (layer.last_queries.sum(1)[:, None] * layer.keys).sum(-1)[:, layer.candidates]
+        slots = layer.candidates[far.topk(budget, largest=False).indices]
+        return Chosen(slots, torch.full(layer.queries.shape[:2], 0.75))
+
+
+def test_a_selector_of_ones_own_is_served_alike(pairs):
+    assert difference(pairs, "llama", Oldest(), 15) < 1e-5
+
+
+@kinds
+def test_the_same_tokens_are_drafted(pairs, select):
+    blocks = []
+    for name in ("lean", "transformers"):
+        request = sn.Request("Once upon a time there was a tree.", max_new_tokens=24)
+        run = sn.Decoding(pairs[name], request, sn.SparseSelf(select, 17, 4))
+        while run.finish is None:
+            run.step()
+        blocks.append([(block.tree.tokens, block.token_ids) for block in run.blocks])
+        plain = sn.autoregressive(pairs[name].target, request.prompt, max_new_tokens=24)
+        assert run.record().token_ids == plain.token_ids
+    assert blocks[0] == blocks[1]
+
+
+FORGOTTEN = {
+    "no slot is hidden": (HFSparse, "_layer", "return self._attend(", "return None and ("),
+    "drafts stay for the next block": (HFSparse, "_forget", "HFContext._keep(self, [], self.base)",
+                                       "pass"),
+    "drafts stay behind a rollback": (HFContext, "_keep", "[*range(n_before), *slots]",
+                                      "[*range(len(self.places))] if isinstance(self, HFSparse) "
+                                      "else [*range(n_before), *slots]"),
+    "another token's queries": (HFContext, "last_queries", "self.last", "0"),
+    "a row behind a rollback": (Watched, "_follow_last", "(slots[-1] if", "(used - 1 if"),
+    "own drafts are the target's": (HFSparse, "_layer", "key[0, :, : self.base]", "key[0]"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", FORGOTTEN)
+def test_a_forgetful_runtime_is_caught(pairs, bug, monkeypatch):
+    owner, name, old, new = FORGOTTEN[bug]
+    prompt = "One day a girl found a red ball."
+    lean, real, selectors = pairs["lean"].target, said, (Chunks(3), LastVerification())
+    wanted = {select: said(lean, prompt, None, select, 12) for select in selectors}
+    monkeypatch.setattr(owner, name, replaced(getattr(owner, name), old, new))
+
+    def lean_as_it_was(model, *rest):
+        return wanted[rest[2]] if model is lean else real(model, *rest)
+
+    monkeypatch.setitem(globals(), "said", lean_as_it_was)
+    assert max(difference(pairs, "llama", select, 12) for select in selectors) > 1e-3
 
 
 # ---- one memory
@@ -296,7 +493,7 @@ def test_the_cache_is_shared_and_never_written(pairs, select, monkeypatch):
     handed, real = [], type(select).choose
 
     def choose(self, layer, budget):
-        if isinstance(layer, LlamaLayer):
+        if isinstance(layer, HeadsLayer):
             handed.append((layer.keys.untyped_storage().data_ptr(), layer.keys.shape[1]))
         return real(self, layer, budget)
 
@@ -323,12 +520,13 @@ def test_on_the_transformers_runtime_the_tensors_are_shared(pairs):
     assert all(map(torch.equal, keys, (layer.keys for layer in target.cache.layers)))
 
 
-@pytest.mark.parametrize("select", [*SELECTORS], ids=repr)
-def test_a_fork_goes_on_by_itself(pairs, select):
+@pytest.mark.parametrize("name", ["lean", "transformers"])
+@kinds
+def test_a_fork_goes_on_by_itself(pairs, select, name):
     request = sn.Request(list(range(3, 60)), sampling=sn.Sampling(1.0), max_new_tokens=16)
     own = sn.SparseSelf(select, 12, 3)
     for drafter in (own, sn.Hierarchy(sn.Chain(1), own)):
-        first = sn.Decoding(pairs["lean"], request, drafter)
+        first = sn.Decoding(pairs[name], request, drafter)
         first.step()
         fork = first.fork()
         while fork.finish is None:
@@ -399,17 +597,95 @@ def test_what_is_read_is_what_the_formula_says(pairs):
 
 
 def test_runtimes_that_lend_no_slots_say_so(pairs, tmp_path):
-    with pytest.raises(ValueError, match=r"Chunks\(.*one mask for all of them; use SinkRecent"):
-        pairs["gpt2"].target.open("Once").sparse(Chunks(4), 8)
     small = sn.load_model(builders.llama(tmp_path / "a"), "cpu", "float32", certify=False)
     assert small.runtime == "lean runtime in numpy"
     with pytest.raises(ValueError, match="load the target with runtime='lean'"):
         small.open("Once").sparse(SinkRecent(2), 8)
-    chains = SimpleNamespace(only_chains="ALiBi", path="bloom")
-    context = copy.copy(pairs["gpt2"].target.open("Once"))
-    context.model = chains
+    chains = copy.copy(pairs["gpt2"].target)
+    chains.only_chains = "ALiBi"
     with pytest.raises(ValueError, match="exact without masks only"):
-        HFContext.sparse(context, SinkRecent(2), 8)
+        chains.open("Once").sparse(SinkRecent(2), 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("gemma2", "layers of kind sliding_attention"),
+        ("gpt_oss", "layers of kind sliding_attention"),
+        ("gemma3n_text", "layers of kind dummy"),
+        ("gptj", "'eager', not 'sdpa'"),
+        ("falcon_rotary", "not transformers' table of functions"),
+        ("bloom", "exact without masks only"),
+    ],
+)
+def test_families_that_show_no_heads_are_refused_before_the_prompt_is_read(
+    name, why, tmp_path, monkeypatch
+):
+    folder = FAMILIES[name].build(tmp_path, seed=0)
+    model = sn.load_model(folder, "cpu", "float32", certify=False)
+    monkeypatch.setattr(model, "open", lambda *args: pytest.fail("the prompt is read"))
+    for drafter in (own := sn.SparseSelf(Chunks(4), 16), sn.Hierarchy(sn.PromptLookup(), own)):
+        with pytest.raises(ValueError, match=rf"{why}.*; use (SinkRecent|Chain)$") as caught:
+            sn.speculative(sn.Pair(model), "Once", drafter=drafter)
+        assert ". " not in str(caught.value)
+
+
+def shifted(layer):
+    """An attention that adds to its mask, as for a bias by distance."""
+    real = layer.self_attn.forward
+
+    def forward(*args, attention_mask, **settings):
+        return real(*args, attention_mask=attention_mask - 0.5, **settings)
+
+    return forward
+
+
+def test_an_attention_that_is_not_plain_is_refused(pairs, tmp_path, monkeypatch):
+    folder = builders.llama(tmp_path)
+
+    def fresh():
+        return sn.load_model(folder, "cpu", "float32", "transformers", certify=False)
+
+    for word in ("softcap", "s_aux", "position_bias", "sliding_window"):
+        model = fresh()
+        model.module.forward = functools.partial(model.module.forward, **{word: 3.0})
+        with pytest.raises(ValueError, match=rf"\(its attention takes {word}\); use SinkRecent"):
+            model.check_selector(SparQ(4, 3))
+    model = fresh()
+    layer = model.module.model.layers[1]
+    monkeypatch.setattr(layer.self_attn, "forward", shifted(layer))
+    with pytest.raises(ValueError, match="do not attend to the slots that they are shown"):
+        model.check_selector(SparQ(4, 3))
+    model = fresh()
+    model.check_selector(LastVerification())
+    own = model.context(list(range(3, 40))).sparse(LastVerification(), 8)
+    real = model.module.forward
+    model.module.forward = functools.partial(real, softcap=3.0)  # later, and still not in silence
+    with pytest.raises(ValueError, match="takes softcap.*use SinkRecent"):
+        own.forward()
+    assert model.module.config._attn_implementation == attention.USUAL
+
+
+def test_the_usual_attention_comes_back_after_an_error(pairs):
+    for name in ("transformers", "llava by transformers"):
+        module = pairs[name].target.module
+        before = [part.config._attn_implementation for part in module.modules() if config_of(part)]
+        assert set(before) == {attention.USUAL}
+
+        def wrong(*args):
+            raise ZeroDivisionError
+
+        own = pairs[name].target.context(list(range(3, 40))).sparse(Chunks(3), 9)
+        own._layer = wrong
+        with pytest.raises(ZeroDivisionError):
+            own.forward()
+        after = [part.config._attn_implementation for part in module.modules() if config_of(part)]
+        assert after == before
+        assert attention._listener.get() is None
+
+
+def config_of(part):
+    return getattr(part, "config", None)
 
 
 # ---- models that nobody here trained, and the embedded pair
