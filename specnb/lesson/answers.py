@@ -334,6 +334,8 @@ def _form(got: Any, wanted: Any, results: tuple[str, ...]) -> str:
         return "It decides; give the number that the decision rests on."
     if isinstance(got, Tensor) and got.ndim:
         return "`.item()` takes the number out." if got.numel() == 1 else "Give one number."
+    if isinstance(got, complex):
+        return "It is a root or a power of a number below 0: is a sum negative by rounding?"
     return "" if _number(got) else "Give a number."
 
 

@@ -518,6 +518,10 @@ ANSWERS = {
         (lambda p, f: 1 - (f * entropy(p) / math.log(2)).sqrt(), "in bits"),
         (lambda p, f: float(1 - (f * -(p * p.log()).sum()).sqrt()), "0 \\* log 0 has no value"),
         (lambda p, f: 1 - (f * -(p * (p + 1e-9).log()).sum()).sqrt(), "tiny number"),
+        (
+            lambda p, f: 1 - (f * float(-(p * (p + 1e-9).log()).sum())) ** 0.5,
+            "a number below 0: is a sum negative by rounding",
+        ),
         (lambda p, f: 1 - f * entropy(p), "by a root"),
         (lambda p, f: (f * entropy(p)).sqrt(), "acceptance is 1 minus it"),
         (lambda p, f: max(0.0, float(1 - (f * entropy(p)).sqrt())), "do not clamp it"),
