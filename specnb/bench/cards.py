@@ -272,8 +272,7 @@ position ({minutes} minutes), seed 0, {machine}.
 
 `python -m specnb.bench quality`, {n} evaluation prompts per task, draft length 5. Intervals are
 bootstrapped over prompts. Seen words tell a colour, kind, size, place or count that neither the
-prompt nor the text so far has named; the rate is accepted / examined. MBSU stands here as the mean
-over runs; the command now pools the counts, as block efficiency does, and prints a little less.
+prompt nor the text so far has named; the rate is accepted / examined.
 
 {quality}
 """

@@ -52,8 +52,7 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
     "quality": (
         "Does the target see, and what does a language-only drafter get right?",
         "Unseen scenes of the picture world; one pair of models, so the intervals are over "
-        "prompts, not over trainings. MBSU stands here as the mean over runs; the command now "
-        "pools the counts, as block efficiency does, and prints a little less.",
+        "prompts, not over trainings.",
     ),
     "speed": (
         "Is it fast?",

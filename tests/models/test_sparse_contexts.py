@@ -502,7 +502,8 @@ def test_the_cache_is_shared_and_never_written(pairs, select, monkeypatch):
         own.forward([5 + step], [-1 if step == 0 else step - 1])
     assert handed and set(handed) == {(storage, len(prompt) - 1)}
     assert target.forwards == 0 and target.used == len(prompt) - 1
-    assert torch.equal(target.cache, before)
+    # Bit by bit: memory that nobody has written to may hold what is no number.
+    assert torch.equal(target.cache.view(torch.int32), before.view(torch.int32))
     assert own.buffer.untyped_storage().data_ptr() != storage
     other = copy.deepcopy(own, {id(target): target})
     assert other.target is target
