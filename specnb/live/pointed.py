@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from specnb import exact, views
 from specnb.decode import Decoding
 from specnb.live.page import line
@@ -48,7 +46,7 @@ def _of_several(found: Distributions) -> str:
         f"at best {exact.best_acceptance(target, draft, k):.3f}"
         for k in (2, 3)
     )
-    one = float(torch.minimum(target, draft).sum())
+    one = exact.recursive_acceptance(target, draft, 1)
     return line(
         f"Of k independent drafts of this place, cut to its {len(ids)} most probable tokens, one "
         f"is kept with probability: 1 draft {one:.3f}; {kept}."
