@@ -22,7 +22,7 @@ from specnb import smollm2, theory
 from specnb.bench import KEPT, running_as
 from specnb.drafters import Drafter, law_of, start
 from specnb.measure import Row, RowCache, in_turns, interval, pooled
-from specnb.models.sparse import Selector
+from specnb.models.selectors import Selector
 from specnb.paths import ROOT
 from specnb.scenes import is_right, long_examples
 

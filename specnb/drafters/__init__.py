@@ -28,7 +28,7 @@ from specnb.drafters.trees import (
     conditioned,
     without_replacement_laws,
 )
-from specnb.models.sparse import Chunks, LastVerification, Selector, SinkRecent, SparQ
+from specnb.models.selectors import Chunks, LastVerification, Selector, SinkRecent, SparQ
 
 __all__ = [
     "BestFirst",

@@ -9,7 +9,8 @@ from typing import Any
 from specnb.drafters.trees import TreeDrafting, _Chain
 from specnb.knobs import CHOICE, knob
 from specnb.models.base import Context, Pair
-from specnb.models.sparse import OVER, Selector, SinkRecent, SparseContext, check_spending
+from specnb.models.selectors import OVER, Selector, SinkRecent, check_spending
+from specnb.models.sparse import SparseContext
 from specnb.sampling import Sampling
 
 
@@ -22,7 +23,7 @@ class SparseSelf(_Chain):
     agrees well. It needs no draft model and no second prefill, as it looks into the cache that the
     target has; keys and values of its drafts are its own. `select` says which slots are read: one
     of SinkRecent, Chunks, SparQ, LastVerification, or a selector of one's own
-    (`specnb.models.sparse.Selector`). over: whether the budget is spent among "all" slots, those
+    (`specnb.models.selectors.Selector`). over: whether the budget is spent among "all" slots, those
     of the "text", or those of the "images" alone; slots that are not among them are all read.
 
     draft_length, stop: as of `Chain`. verify: "recursive", or a function of one's own.

@@ -13,7 +13,8 @@ from torch import Tensor
 from specnb.tree import ancestor_mask, depths
 
 if TYPE_CHECKING:
-    from specnb.models.sparse import Selector, SparseContext
+    from specnb.models.selectors import Selector
+    from specnb.models.sparse import SparseContext
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it
     from jaxtyping import Bool, Float

@@ -18,8 +18,9 @@ from specnb.models.head import AcceptanceHead, read_head
 from specnb.models.llama import Llama, LlamaContext, parts, why_not
 from specnb.models.pictures import as_picture as as_picture  # for those who import it from here
 from specnb.models.pictures import as_pictures
+from specnb.models.selectors import Selector, need_places
 from specnb.models.small import SmallContext, SmallLlama, fits
-from specnb.models.sparse import ByHead, Selector, Watched, chosen_by_place, need_places
+from specnb.models.sparse import ByHead, Watched, chosen_by_place
 from specnb.models.vocabulary import kept_ids
 
 # What `generate` follows in a generation config and this package does not, with what does nothing.

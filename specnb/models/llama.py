@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from specnb.models.sparse import ByHead, Selector, Watched, attention_weights
+from specnb.models.selectors import Selector, attention_weights
+from specnb.models.sparse import ByHead, Watched
 
 if TYPE_CHECKING:
     from specnb.models.hf import HFModel

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from specnb.models.base import Context, PromptTooLong
-from specnb.models.sparse import Selector, SparseContext, chosen_by_place, need_places
+from specnb.models.selectors import Selector, need_places
+from specnb.models.sparse import SparseContext, chosen_by_place
 from specnb.models.vocabulary import kept_ids
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # not on Colab; the tests have it

@@ -18,7 +18,8 @@ from specnb.drafters import Chunks, LastVerification, SinkRecent, SparQ
 from specnb.models import attention
 from specnb.models.hf import HFContext, HFSparse
 from specnb.models.llama import DRAFTS, LlamaSparse
-from specnb.models.sparse import ByHead, Chosen, HeadsLayer, SparseContext, Watched
+from specnb.models.selectors import Chosen
+from specnb.models.sparse import ByHead, HeadsLayer, SparseContext, Watched
 from specnb.scenes import examples
 
 SELECTORS = (
