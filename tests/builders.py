@@ -32,6 +32,24 @@ def byte_tokenizer(size: int, extra: tuple[str, ...] = (), prefix: str = "entry"
     return tokenizer
 
 
+def llama_config(**change):
+    """Of a Llama of two layers over 50 ids; `change` replaces or adds settings."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        **{
+            "vocab_size": 50,
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.2,
+            **change,
+        }
+    )
+
+
 def llama(
     folder: Path,
     vocab_size: int = 300,

@@ -411,10 +411,11 @@ def _cell(task, temperature, runs, costs, gamma) -> dict:
             **{f"with prefill over {base}": with_prefill(runs[base], found) for base in BASES},
         }
     main = f"speculative {gamma}"
-    c, v = (statistics.median(column) for column in zip(*costs, strict=True))
+    ratios = [(cost["draft"] / cost["one"], cost["block"] / cost["one"]) for cost in costs]
+    c, v = (statistics.median(column) for column in zip(*ratios, strict=True))
     predicted = [
         run.record.metrics.block_efficiency / (v_ + c_ * gamma)
-        for run, (c_, v_) in zip(runs[main], costs, strict=True)
+        for run, (c_, v_) in zip(runs[main], ratios, strict=True)
     ]
     measured = [
         base.ms_per_token / run.ms_per_token
@@ -431,11 +432,44 @@ def _cell(task, temperature, runs, costs, gamma) -> dict:
         "predicted": statistics.median(predicted),
         "measured": statistics.median(measured),
         "measured / predicted": statistics.median(shares),
+        "where": _where([run.record for run in runs[main]], costs, gamma),
     }
 
 
-def _costs(pair, item, gamma: int, threads: int, rounds: int = 9) -> tuple[float, float]:
-    """(c, v): a draft forward, and gamma + 1 target tokens, over one target token; same cache."""
+def _where(
+    records: Sequence[sn.Record], costs: Sequence[Mapping[str, float]], gamma: int
+) -> dict[str, float]:
+    """Where a block's time is: medians over the runs, of blocks in which gamma tokens are drafted.
+
+    A step is all that drafting takes, per forward of the drafter: the forward itself, the
+    distribution, the draw, bookkeeping and what follows the verdict. What is left of the
+    verification beside the target's forward is distributions, acceptance, residual and the record.
+    """
+    found = []
+    for record, cost in zip(records, costs, strict=True):
+        blocks = [block for block in record.blocks if block.n_drafted == gamma]
+        if not blocks:
+            continue  # an answer that ends in its first block
+        drafting, verifying = (
+            statistics.mean(getattr(b, key) for b in blocks) for key in ("draft_s", "verify_s")
+        )
+        forwards = statistics.mean(b.draft_forwards for b in blocks)
+        whole = drafting + verifying
+        found.append(
+            {
+                "draft_step_us": 1e6 * drafting / forwards,
+                "draft_forward_us": 1e6 * cost["draft"],
+                "draft forwards": forwards * cost["draft"] / whole,
+                "around them": (drafting - forwards * cost["draft"]) / whole,
+                "target forward": cost["block"] / whole,
+                "verify step and record": (verifying - cost["block"]) / whole,
+            }
+        )
+    return {key: statistics.median(one[key] for one in found) for key in (found or [{}])[0]}
+
+
+def _costs(pair, item, gamma: int, threads: int, rounds: int = 9) -> dict[str, float]:
+    """Seconds of a draft forward, of gamma + 1 target tokens and of one; all on the same cache."""
     torch.set_num_threads(threads)
     text = pair.target.tokenizer.encode(item.answer, add_special_tokens=False)
     contexts = {"target": pair.target.open(item.prompt, item.image)}
@@ -455,8 +489,7 @@ def _costs(pair, item, gamma: int, threads: int, rounds: int = 9) -> tuple[float
             context.forward(text[:1] * size, range(-1, size - 1))
             seconds[name].append(time.perf_counter() - began)
             context.commit([])  # forgets what was fed
-    took = {name: statistics.median(values) for name, values in seconds.items()}
-    return took["draft"] / took["one"], took["block"] / took["one"]
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _identity(pairs, items, runs, gamma) -> dict:
@@ -643,6 +676,8 @@ def table(figures: dict) -> str:
             f"measured {cell['measured']:.2f}  measured / predicted "
             f"{cell['measured / predicted']:.2f}"
         )
+        if cell["where"]:
+            lines.append("  " + ", ".join(_parts(cell["where"])))
         heads = "  ".join(f"/ {base[:20]:20}" for base in BASES)
         lines.append(f"  {'method':26} ms/token  tokens/call  {heads}")
         for name, row in cell["rows"].items():
@@ -676,6 +711,15 @@ def table(figures: dict) -> str:
         f"{process['first_token_s']:.1f} s, peak memory {process['peak_memory_gb']:.2f} GB"
     )
     return "\n".join(lines)
+
+
+SHARES = ("draft forwards", "around them", "target forward", "verify step and record")
+
+
+def _parts(where: Mapping[str, float]) -> list[str]:
+    """A cell's `_where` in words."""
+    step = f"draft step {where['draft_step_us']:.0f} us (forward {where['draft_forward_us']:.0f})"
+    return [step, *(f"{name} {where[name]:.0%}" for name in SHARES)]
 
 
 def markdown(figures: dict) -> str:
@@ -714,6 +758,24 @@ def markdown(figures: dict) -> str:
             f"{mine['block_efficiency']:.2f} | {cell['c']:.3f} | {cell['v']:.2f} | "
             f"{cell['predicted']:.2f} | {cell['measured']:.2f} | {mine['ms_per_token']:.2f} | "
             + " | ".join(f"{value:.2f}" for value in ms)
+            + " |"
+        )
+    found = [(cell, cell["where"]) for cell in cells if cell.get("where")]  # not in older files
+    if found:
+        lines += [
+            "",
+            "Where the time of a block is. A draft step is all that drafting takes per forward of "
+            "the drafter, as records show it: the forward, the distribution, the draw, bookkeeping "
+            "and what follows the verdict.",
+            "",
+            f"| task | T | draft step, us | its forward alone, us | {' | '.join(SHARES)} |",
+            "|" + "---|" * (4 + len(SHARES)),
+        ]
+    for cell, where in found:
+        lines.append(
+            f"| {cell['task']} | {cell['temperature']:g} | {where['draft_step_us']:.0f} | "
+            f"{where['draft_forward_us']:.0f} | "
+            + " | ".join(f"{where[name]:.0%}" for name in SHARES)
             + " |"
         )
     heads = [f"{cell['task']}, T = {cell['temperature']:g}" for cell in cells]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -74,8 +76,24 @@ def test_other_layouts_are_the_same_model(item, layout, near):
 
 def test_costs_leave_the_contexts_as_they_were(item):
     pair = sn.load_pair(dtype="float32")
-    c, v = speed._costs(pair, item, 5, torch.get_num_threads(), rounds=3)
-    assert 0 < c < 1 < 1 + v
+    took = speed._costs(pair, item, 5, torch.get_num_threads(), rounds=3)
+    assert 0 < took["draft"] < took["one"] and 0 < took["block"]
+
+
+def test_where_the_time_of_a_block_is(unchecked):
+    """Blocks of the draft length alone; the four shares are the whole of them."""
+    rows = [
+        SimpleNamespace(n_drafted=4, draft_forwards=5, draft_s=1.0e-3, verify_s=3.0e-3),
+        SimpleNamespace(n_drafted=4, draft_forwards=5, draft_s=1.0e-3, verify_s=5.0e-3),
+        SimpleNamespace(n_drafted=2, draft_forwards=3, draft_s=9.0e-3, verify_s=9.0e-3),
+    ]
+    cost = {"draft": 1e-4, "one": 2e-3, "block": 3e-3}
+    where = speed._where([SimpleNamespace(blocks=rows)], [cost], 4)
+    assert where["draft_step_us"] == pytest.approx(200)
+    assert where["draft_forward_us"] == pytest.approx(100)
+    shares = [where[name] for name in speed.SHARES]
+    assert shares == pytest.approx([0.1, 0.1, 0.6, 0.2]) and sum(shares) == pytest.approx(1)
+    assert speed._where([SimpleNamespace(blocks=rows)], [cost], 3) == {}
 
 
 @pytest.mark.slow

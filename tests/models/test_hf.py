@@ -10,12 +10,11 @@ from collections import Counter
 import builders
 import pytest
 import torch
-from scipy import stats
 from toys import EVERY
 
 import specnb as sn
+from specnb.bench.architectures import second_token_p_value
 from specnb.bench.exactness import generate
-from specnb.decode import next_block
 from specnb.models.hf import HFContext, HFModel
 from specnb.models.llama import LlamaContext
 from specnb.models.small import SmallContext
@@ -425,45 +424,17 @@ def test_never_beyond_max_new_tokens(pairs, n):
 # ---------------------------------------------------------------------------------------- the law
 
 
-def second_token_p_value(pair, runs: int = 2000) -> float:
-    sampling = sn.Sampling(1.0, top_k=12)
-    context = pair.target.open(PROMPT)
-    drafting = sn.Chain(2).start(pair, PROMPT, None, sampling)
-    first = sampling.probs(context.forward().root).double()
-    law = torch.zeros_like(first)
-    for token in first.nonzero().flatten().tolist():
-        fork = context.copy()
-        fork.commit([token])
-        law += first[token] * sampling.probs(fork.forward().root).double()
-    drafting.context.forward()
-    counts: Counter = Counter()
-    draws = sn.Draws(11)
-    for _ in range(runs):
-        fork, draft_fork = copy.deepcopy((context, drafting), {id(pair.draft): pair.draft})
-        text: tuple[int, ...] = ()
-        while len(text) < 2:
-            text += next_block(fork, draft_fork, sampling, draws, 8).token_ids
-        counts[text[1]] += 1
-    large = [i for i in range(len(law)) if law[i] * runs >= 5]
-    seen = [counts[i] for i in large] + [runs - sum(counts[i] for i in large)]
-    wanted = [float(law[i]) * runs for i in large]
-    wanted.append(max(runs - sum(wanted), 1e-9))
-    if wanted[-1] < 5:
-        wanted[0], seen[0] = wanted[0] + wanted.pop(), seen[0] + seen.pop()
-    return float(stats.chisquare(seen, wanted, sum_check=False).pvalue)
-
-
 @pytest.mark.slow
 def test_the_law_of_the_second_token(folders):
     pair = sn.load_pair(folders["llama"], folders["llama_near"], device="cpu")
-    assert second_token_p_value(pair) > 1e-4
+    assert second_token_p_value(pair, None, 2000) > 1e-4
 
 
 @pytest.mark.slow
 def test_the_same_check_catches_a_missing_residual(folders, monkeypatch):
     pair = sn.load_pair(folders["llama"], folders["llama_near"], device="cpu")
     monkeypatch.setattr("specnb.verify.residual", lambda target_probs, draft_probs: target_probs)
-    assert second_token_p_value(pair) < 1e-4
+    assert second_token_p_value(pair, None, 2000) < 1e-4
 
 
 def test_a_model_folder_is_described(pairs):

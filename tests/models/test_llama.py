@@ -104,7 +104,7 @@ def test_logits_are_those_of_transformers(config, seed, n):
 
 
 def test_only_the_last_logits():
-    config = _config()
+    config = builders.llama_config()
     _, _, llama = modules(config)
     x = llama.embed([1, 2, 3, 4])
     every = llama.forward(x, range(4), llama.empty_cache(4), 0)
@@ -117,7 +117,7 @@ def test_only_the_last_logits():
 def test_every_layout_of_the_weights(layout, monkeypatch):
     monkeypatch.setattr(lean, "LEAST_PACKED", {"packed": 0}.get(layout, 2**30))
     monkeypatch.setattr(lean, "MOST_PACKED", {"as stored": 0}.get(layout, 2**30))
-    module, _, llama = modules(_config())
+    module, _, llama = modules(builders.llama_config())
     kernel = {"packed": "_packed_linear", "transposed": "_matmul", "as stored": "_linear"}[layout]
     if kernel != "_packed_linear" or lean.packs(torch.float32):
         assert llama.head.func.__name__ == kernel
@@ -133,16 +133,16 @@ def test_a_processor_without_bfloat16(monkeypatch):
     """Its library refuses to pack such weights; they must stay as they are."""
     monkeypatch.setattr(lean, "LEAST_PACKED", 0)
     monkeypatch.setattr(lean, "packs", lambda dtype: dtype == torch.float32)
-    _, _, llama = modules(_config(), dtype=torch.bfloat16)
+    _, _, llama = modules(builders.llama_config(), dtype=torch.bfloat16)
     assert llama.head.func.__name__ == "_linear"
     if torch.backends.mkldnn.is_available():
-        _, _, llama = modules(_config())
+        _, _, llama = modules(builders.llama_config())
         assert llama.head.func.__name__ == "_packed_linear"
 
 
 def test_bfloat16_is_as_near_as_bfloat16_can_be():
     """Both differ from float32 by rounding; the lean one must not differ by more."""
-    config = _config()
+    config = builders.llama_config()
     exact, _, _ = modules(config)
     module, _, llama = modules(config, dtype=torch.bfloat16)
     ids = torch.arange(30)[None]
@@ -184,14 +184,14 @@ def test_fp16_weights_are_rounded_once_and_nothing_else_is(config, seed, n):
 @halves
 def test_fp16_weights_are_no_bfloat16(monkeypatch):
     """Eight times as near; weights with eight bits would not pass for them."""
-    exact, _, _ = modules(_config())
+    exact, _, _ = modules(builders.llama_config())
     ids = torch.arange(30)[None]
     errors = []
     for kind in (torch.float16, torch.bfloat16):
         monkeypatch.setattr(
             lean, "_rounded", lambda w, halves, kind=kind: w.copy_(w.to(kind)) if halves else w
         )
-        _, twin, _ = modules(_config())
+        _, twin, _ = modules(builders.llama_config())
         llama = Llama.of(twin, halves=True)
         x = llama.embed(ids[0].tolist())
         with torch.inference_mode():
@@ -348,7 +348,7 @@ def test_both_ways_of_multiplying_halves_are_the_product(n):
 
 @halves
 def test_large_matrices_are_split(monkeypatch):
-    _, module, _ = modules(_config())
+    _, module, _ = modules(builders.llama_config())
     monkeypatch.setattr(lean, "LEAST_SPLIT", 50 * 32)
     llama = Llama.of(module, halves=True)
     assert isinstance(llama.head, lean.SplitHalf)
@@ -389,7 +389,7 @@ def test_nothing_is_said_about_deprecation():
 def test_a_wrong_gain_is_caught(monkeypatch):
     """The comparison above sees a norm that was not folded in."""
     monkeypatch.setattr(lean, "_scaled", lambda weight, gain: weight)
-    module, _, llama = modules(_config())
+    module, _, llama = modules(builders.llama_config())
     ids = torch.arange(9)[None]
     with torch.inference_mode():
         wanted = module(ids).logits[0]
@@ -410,7 +410,7 @@ def test_a_wrong_gain_is_caught(monkeypatch):
 def test_what_it_does_not_know_is_left_to_transformers(change, reason):
     from transformers import LlamaForCausalLM
 
-    module = LlamaForCausalLM(_config(**change))
+    module = LlamaForCausalLM(builders.llama_config(**change))
     if not change:
         module = module.half()
     assert reason in why_not(module)
@@ -471,18 +471,3 @@ def test_a_long_prompt_is_read_in_pieces(tmp_path, monkeypatch, capsys, planted)
     pieces = context.forward([5], [-1])
     near = torch.allclose(whole.root, pieces.root, atol=1e-4)
     assert near is not planted
-
-
-def _config(**change):
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        **change,
-    )

@@ -175,7 +175,7 @@ def wrong_rollback(patch):
 
 @pytest.mark.parametrize("bug", [wrong_turns, wrong_mask, wrong_norm, wrong_rollback])
 def test_the_comparison_catches(bug, monkeypatch):
-    module, model = made(_config())
+    module, model = made(builders.llama_config())
     assert worst_error(module, model, 0, 9) < ATOL
     bug(monkeypatch)
     assert worst_error(module, model, 0, 9) > 1e-3
@@ -183,7 +183,7 @@ def test_the_comparison_catches(bug, monkeypatch):
 
 def test_what_a_forward_gave_stays_as_it_is():
     """Nothing that is handed out lies in memory that the next step writes to."""
-    _, model = made(_config())
+    _, model = made(builders.llama_config())
     context = SmallContext(model, [1, 2, 3], None)
     given_out = [context.forward().root]
     given_out += [context.forward([token], [token - 5]).nodes for token in (4, 5, 6)]
@@ -195,7 +195,7 @@ def test_what_a_forward_gave_stays_as_it_is():
 
 
 def test_forks_are_independent():
-    module, model = made(_config())
+    module, model = made(builders.llama_config())
     context = SmallContext(model, [1, 2, 3], None)
     context.forward([4, 5], [-1, 0])
     fork = context.copy()
@@ -366,18 +366,3 @@ def test_the_law_at_temperature_one_is_that_of_the_general_way(seed, dtype):
     general = ((logits - logits.amax(-1, keepdim=True)) / 1.0).softmax(-1)
     for rows in (slice(0, 3), slice(2, 3)):
         assert torch.equal(Sampling(1.0).probs(logits[rows]), general[rows])
-
-
-def _config(**change):
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        **change,
-    )
