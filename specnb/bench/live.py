@@ -15,10 +15,12 @@ from typing import Any
 import nbformat
 
 from specnb.bench import browser
+from specnb.bench.speed import WIDE, machine_class
 from specnb.live.shown import BUTTONS
 
 PRESSES = 40
-BARS = {"median_ms": 350, "p90_ms": 600, "others_ms": 1000}
+BARS = {WIDE: {"strip": 200, "others": 450}}  # ms within which nine of ten presses are shown
+USUAL = {"strip": 280, "others": 650}  # on AVX2, and on whatever is no faster
 # Without an end token every answer has its 64 tokens; what stands after the natural end is drafted
 # worse, so this is the slow case.
 CELLS = (
@@ -65,7 +67,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict[str, Any]:
     if lacks := browser.missing():
         raise RuntimeError(lacks)
     panels = {"as shipped": ("tokens", "figures"), "all views": ("tokens", *OTHERS)}
-    figures: dict[str, Any] = {"presses": n or PRESSES}
+    figures: dict[str, Any] = {"presses": n or PRESSES, "machine": machine_class()}
     for name, views in panels.items():
         figures[name] = _press(target, draft, views, n or PRESSES)
     return figures | {"passed": passed(figures)}
@@ -124,20 +126,26 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median_ms": statistics.median(values), "p90_ms": cuts[8], "max_ms": max(values)}
 
 
-def passed(figures: Mapping[str, Any]) -> bool:
-    """Whether the bars hold: the strip of the panel as shipped, every other view at its p90."""
-    strip = figures["as shipped"]["views"]["tokens"]
+def bars(figures: Mapping[str, Any]) -> dict[str, int]:
+    """Of the strip and of all other views, for the class of machine that was measured."""
+    return BARS.get(figures["machine"], USUAL)
+
+
+def reached(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Nine of ten presses are shown within so many ms: the shipped panel's strip, all else."""
+    panels = {name: figures[name]["views"] for name in ("as shipped", "all views")}
     others = [
         spread["p90_ms"]
-        for panel in ("as shipped", "all views")
-        for name, spread in figures[panel]["views"].items()
+        for views in panels.values()
+        for name, spread in views.items()
         if name != "tokens"
     ]
-    return (
-        strip["median_ms"] <= BARS["median_ms"]
-        and strip["p90_ms"] <= BARS["p90_ms"]
-        and max(others) <= BARS["others_ms"]
-    )
+    return {"strip": panels["as shipped"]["tokens"]["p90_ms"], "others": max(others)}
+
+
+def passed(figures: Mapping[str, Any]) -> bool:
+    """Whether both bars hold."""
+    return all(value <= bars(figures)[name] for name, value in reached(figures).items())
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -149,13 +157,17 @@ def table(figures: Mapping[str, Any]) -> str:
             lines.append(f"| {panel} | {BUTTONS[name]} | {cells} |")
     ran = figures["as shipped"]
     least, most = ran["draft_lengths"]
+    said = ", ".join(
+        f"{name} {value:.0f} ms (bar {bars(figures)[name]}"
+        f"{'' if value <= bars(figures)[name] else ': missed'})"
+        for name, value in reached(figures).items()
+    )
     return "\n".join(
         [
             *lines,
             "",
-            f"{figures['presses']} presses each, draft lengths {least} to {most}, "
-            f"{ran['median_tokens']:.0f} new tokens (median); bars: strip {BARS['median_ms']} and "
-            f"{BARS['p90_ms']} ms, other views {BARS['others_ms']} ms: "
-            f"{'met' if passed(figures) else 'missed'}",
+            f"{figures['machine']}; {figures['presses']} presses each, draft lengths {least} to "
+            f"{most}, {ran['median_tokens']:.0f} new tokens (median). At most, in nine of ten: "
+            f"{said}.",
         ]
     )

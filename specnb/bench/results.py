@@ -86,7 +86,11 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
         "What does prompt lookup bring a first real model?",
         "Six prompts of a kind: the ranges are what was seen, not intervals.",
     ),
-    "live": ("How fast does the panel follow?", "One browser on one machine, 40 presses."),
+    "live": (
+        "How fast does the panel follow?",
+        "One browser on one machine, 40 presses; two cores serve browser, server and kernel "
+        "together.",
+    ),
     "batch": ("What do sweeps cost, and what do they survive?", "Three rounds, eleven kills."),
     "before": ("How fast is this code beside an earlier commit's?", ""),
     "drafters": ("How should a drafter be trained?", ""),
