@@ -26,9 +26,9 @@ from specnb.drafters import (
     StochasticBeam,
     TopKTree,
 )
-from specnb.measure.runner import decode, turns
+from specnb.measure.runner import check_prompts, decode, turns
 from specnb.methods import name_of
-from specnb.models.base import Pair
+from specnb.models.base import Context, Pair
 from specnb.record import Record
 from specnb.sampling import Sampling
 from specnb.stopping import AdaEDL, FixedLength, StoppingRule
@@ -90,10 +90,13 @@ def tune(
 
     `prompts` are texts, or items with `prompt` and `image`; half a dozen do. Tried are draft
     lengths 1-12, AdaEDL at five thresholds and two trees; without a draft model, three lengths of
-    `PromptLookup`. Times are without prefill. ValueError without a prompt.
+    `PromptLookup`. Times are without prefill. ValueError without a prompt, or with one behind which
+    the draft model has no positions for the longest draft.
     """
+    check_prompts(prompts)
     if not prompts:
         raise ValueError("prompts=[]: give some texts of the kind that you want to decode")
+    _check_room(pair, prompts, max_new_tokens)
     sampling = sampling or Sampling()
 
     def run(drafter: Drafter, number: int) -> Record:
@@ -131,6 +134,24 @@ def tune(
         last[drafter].append(_ms_per_token([run(drafter, number % len(prompts))]))
     ratios = [alone / helped for alone, helped in zip(*last.values(), strict=True)]
     return Tuning(best.drafter, best.speedup, statistics.median(ratios), plain_ms, tuple(found))
+
+
+def _check_room(pair: Pair, prompts: Sequence[Any], max_new_tokens: int) -> None:
+    """A replay drafts from every place; near its last position decoding would draft less."""
+    for item in prompts if pair.draft is not None else ():
+        room = _draft_context(pair, item).room
+        if room < max_new_tokens + LONGEST:
+            raise ValueError(
+                f"prompts: after one of them the draft model has {room} positions left, and "
+                f"{max_new_tokens} new tokens with drafts of {LONGEST} need "
+                f"{max_new_tokens + LONGEST}; give a shorter one, or a smaller max_new_tokens"
+            )
+
+
+def _draft_context(pair: Pair, item: Any) -> Context:
+    assert pair.draft is not None  # `tune` has seen it
+    prompt, image = getattr(item, "prompt", item), getattr(item, "image", None)
+    return pair.draft.open(prompt, image if pair.draft.sees_images else None)
 
 
 def _replayed(
@@ -211,9 +232,7 @@ def _kept(run: Record, laws: Tensor, sampling: Sampling) -> list[Place]:
 @torch.inference_mode()
 def _along(pair: Pair, item: Any, run: Record) -> Tensor:
     """The drafter's logits at every place of a text, [tokens, vocab]."""
-    assert pair.draft is not None  # `tune` has seen it
-    prompt, image = getattr(item, "prompt", item), getattr(item, "image", None)
-    context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
+    context = _draft_context(pair, item)
     ids = run.token_ids[:-1]
     scores = context.forward(ids, range(-1, len(ids) - 1))
     return torch.cat([scores.root[None], scores.nodes])
@@ -264,6 +283,7 @@ def costs(
     Slopes of medians over draft lengths 2, 5 and 12, divided by the time of a call that scores one
     token. ValueError without a prompt, or without a draft model.
     """
+    check_prompts(prompts)
     if not prompts or pair.draft is None:
         raise ValueError("costs: give prompts of the kind to be decoded, and a pair with a drafter")
     tried: list[Drafter] = [NoDraft(), *map(Chain, MEASURED)]

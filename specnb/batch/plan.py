@@ -24,8 +24,9 @@ from specnb.files import json_rows, sha256_of, sum_of
 from specnb.lesson import prompts
 from specnb.lesson.config import OVERRIDDEN
 
-DRAFTER = "drafter"  # the parameter that holds a method's text
-PATHS = ("target", "draft", "prompts", "folder")  # parameters that may name files
+DRAFTER = "drafter"
+TEXTS = (DRAFTER, "select")  # parameters that hold a method's text
+PATHS = ("target", "draft", "prompts", "folder", "drafter_checkpoint")  # that may name files
 TIMEOUT_S = 600  # per run: one that never ends must not hold up the night
 MOST_SEEDS = 100_000  # that a number may ask for
 MOST_SETS = 100_000  # of parameters that a grid may ask for
@@ -125,8 +126,9 @@ def _absolute(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
         there = base / str(given.get(name) or "")
         if given.get(name) and there.exists():
             found[name] = str(there.resolve())
-    if isinstance(text := given.get(DRAFTER), str):
-        found[DRAFTER] = methods.absolute(text, base)
+    for name in TEXTS:
+        if isinstance(text := given.get(name), str):
+            found[name] = methods.absolute(text, base)
     return found
 
 
@@ -135,14 +137,14 @@ def _check_code(sets: Sequence[Mapping[str, Any]], base: Path) -> None:
 
     A file that is not there is refused as well: it would be looked for in the working directory.
     """
-    for text in (one.get(DRAFTER) for one in sets):
+    for name, text in ((name, one.get(name)) for one in sets for name in TEXTS):
         for address in methods.addresses(text) if isinstance(text, str) else ():
             place = address.rpartition(":")[0]
             file = (base / place).resolve()
             beside = file.is_file() and file.is_relative_to(base.resolve())
             if not place.endswith(".py") or not beside:
                 raise ValueError(
-                    f"drafter={shown(text)}: a sweep runs code that lies beside it, as in "
+                    f"{name}={shown(text)}: a sweep runs code that lies beside it, as in "
                     "mine.py:Name, and no other; put the file there, or start the sweep with "
                     "--allow-code if you trust it"
                 )
@@ -339,30 +341,22 @@ def _neighbours(path: Path) -> str:
 
 @functools.cache
 def _code() -> str:
-    """The package but for its benches; lesson 02 takes its word classes from the one on quality."""
-    benches = paths.PACKAGE / "bench"
-    files = (
-        path
-        for path in paths.PACKAGE.rglob("*.py")
-        if benches not in path.parents or path.stem == "quality"
-    )
-    return sum_of(paths.PACKAGE, files)
+    """The package, its benches included: lessons take figures from some of them."""
+    return sum_of(paths.PACKAGE, paths.PACKAGE.rglob("*.py"))
 
 
 @functools.cache
 def _data() -> str:
-    """Models, tokenizer, texts and pictures in data/, but not what is said about them."""
-    folder = paths.DATA
-    parts = ("models", "tokenizer", "eval", "pictures")
-    files = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
-    return sum_of(folder, (path for path in files if path.suffix != ".md"))
+    """All that lies in data/, models and stored results among it, but not what is said about it."""
+    files = (path for path in paths.DATA.rglob("*") if path.is_file() and path.suffix != ".md")
+    return sum_of(paths.DATA, files)
 
 
 def _held(name: str, value: Any) -> Any:
     """A parameter as part of an id: a path stands for what lies there."""
     if name == "target":
         value = smollm2.named(value)
-    if name == DRAFTER and value:
+    if name in TEXTS and value:
         files = (methods.source_of(address) for address in methods.addresses(value))
         return [value, *(sha256_of(file) for file in files if file and file.is_file())]
     if name not in PATHS or not isinstance(value, str) or not value or not Path(value).exists():

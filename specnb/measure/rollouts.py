@@ -10,6 +10,7 @@ it siblings are drawn without replacement, until one is the text's own.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from specnb.drafters import Chain, StaticTree
 from specnb.measure.rows import Row, RowCache, Setting, lengths_of, models_of, prompt_key
-from specnb.measure.runner import decode
+from specnb.measure.runner import check_prompts, decode
 from specnb.models.base import Pair
 from specnb.sampling import Draws, Sampling
 from specnb.stopping import AdaEDL, FixedLength, MaxConfidence, PathScore, SpecDecPP, SumEntropy
@@ -89,6 +90,7 @@ def followed(
 
     With `kept`, a cache of kind `Stored`, texts of the same content are taken from there.
     """
+    check_prompts(prompts)
     models = models_of(pair) if kept is not None else ""
     setting = Setting(models, sampling, draft_sampling, 64)
     found = []
@@ -148,7 +150,7 @@ def follow(
     ids = list(decode(pair, item, Chain(5), draft_sampling=draft_sampling, **more).token_ids)
     n, before = len(ids), range(-1, len(ids) - 2)
     scores = pair.target.open(prompt, image).forward(ids[:-1], before)
-    target = sampling.probs(torch.cat([scores.root[None], scores.nodes]))
+    target = sampling.probs(torch.cat([scores.root[None], scores.nodes]).cpu())
     context = pair.draft.open(prompt, image if pair.draft.sees_images else None)
     if context.room < n + DEEPEST:
         raise ValueError(
@@ -156,15 +158,15 @@ def follow(
             f"with drafts of {DEEPEST} needs {n + DEEPEST}; give a shorter prompt or fewer tokens"
         )
     scores = context.forward(ids[:-1], before)
-    laws = [torch.cat([scores.root[None], scores.nodes])]
+    laws = [torch.cat([scores.root[None], scores.nodes]).cpu()]
     draft = draft_sampling.probs(laws[0])
 
-    draws = Draws(seed)
+    draws = _own_draws(seed)
     rank, first = _ranks(target, draft, ids, draws)
     kept = rank == 1
     said, parents = [first], [*before, n - 2]
     for depth in range(DEEPEST - 1):
-        laws.append(context.forward(said[-1], parents).nodes)
+        laws.append(context.forward(said[-1], parents).nodes.cpu())
         said.append(_one_each(draft_sampling.probs(laws[-1]), draws))
         parents = [n - 1 + depth * n + row for row in range(n)]
     raw = torch.stack(laws, 1)
@@ -197,6 +199,13 @@ def follow(
         guess=guess.double().numpy()[row, column],
         ends=np.isin(tokens, sorted(pair.target.eos_ids)),
     )
+
+
+def _own_draws(seed: int) -> Draws:
+    """A stream of its own: that of `seed` chose the text, so with it the first uniform numbers of a
+    replay would lean towards keeping what they themselves had drawn."""
+    digest = hashlib.sha256(f"replay {seed}".encode()).digest()
+    return Draws(int.from_bytes(digest[:7], "little"))
 
 
 def _head_of(draft: Any) -> Any:

@@ -20,9 +20,9 @@ import torch
 
 from specnb import methods
 from specnb.drafters import parts_of
-from specnb.files import sum_of
+from specnb.files import sha256_of, sum_of
 from specnb.models.base import Model, Pair
-from specnb.models.folders import fingerprint
+from specnb.models.calibration import processor
 from specnb.models.pictures import as_pictures
 from specnb.paths import PACKAGE
 from specnb.record import Record
@@ -79,7 +79,7 @@ class Setting:
     """All that decides a row but the method, the prompt and the seed.
 
     `beside` names the methods that took turns on a prompt, where rows are held against each other
-    in seconds: times of another session, or among other methods, are no fair comparison.
+    in seconds: times of another machine, or among other methods, are no fair comparison.
     """
 
     pair: str  # `models_of`
@@ -96,6 +96,7 @@ class Setting:
             "draft_sampling": repr(self.draft_sampling),
             "max_new_tokens": self.max_new_tokens,
             "beside": sorted(self.beside),
+            "processor": processor() if self.beside else "",
             "method": method,
             "source": source,
             "prompt": prompt,
@@ -117,30 +118,37 @@ def prompt_key(prompt: Any, image: Any = None) -> str:
 
 
 def code_of(drafter: Any) -> str:
-    """A sum over the files of a method's classes that are not of this package; "" without any.
+    """A sum over the files of a method's code that are not of this package; "" without any.
 
-    Its base classes count, and those of whatever it holds (a stopping rule, another drafter), but
-    not what their files import.
+    That is its class, its base classes, and those of whatever it holds (a stopping rule, another
+    drafter); of a function that it holds, the function's. What their files import does not count.
     """
     sources = set()
-    for cls in {base for one in parts_of(drafter) for base in type(one).__mro__}:
-        root = cls.__module__.split(".")[0]
+    for code in {code for one in parts_of(drafter) for code in _code_behind(one)}:
+        root = code.__module__.split(".")[0]
         if root == "specnb" or root in sys.stdlib_module_names:
             continue
-        # The whole file, but of a notebook's class its own text.
-        whole = cls if cls.__module__ == "__main__" else sys.modules[cls.__module__]
+        # The whole file, but of what stands in a notebook its own text.
+        whole = code if code.__module__ == "__main__" else sys.modules[code.__module__]
         try:
             sources.add(inspect.getsource(whole))
         except (OSError, TypeError):
             raise ValueError(
-                f"drafter={cls.__qualname__}: its source cannot be read, by which its rows would "
-                "be known; put the class into a file"
+                f"drafter={code.__qualname__}: its source cannot be read, by which its rows would "
+                "be known; put it into a file"
             ) from None
     return hashlib.sha256("".join(sorted(sources)).encode()).hexdigest()[:16] if sources else ""
 
 
+def _code_behind(one: Any) -> tuple[Any, ...]:
+    """The classes of a value; of a function or a class itself, that."""
+    if isinstance(one, type):
+        return one.__mro__
+    return (one,) if inspect.isroutine(one) else type(one).__mro__
+
+
 def models_of(pair: Pair) -> str:
-    """A sum over both models: weights, number formats, runtimes, and what of them is used."""
+    """A sum over both models: weights, number formats, runtimes, devices, what of them is used."""
     digest = hashlib.sha256()
     for model in (pair.target, pair.draft):
         digest.update(b"none" if model is None else _model(model).encode())
@@ -149,13 +157,33 @@ def models_of(pair: Pair) -> str:
 
 def _model(model: Model) -> str:
     if Path(model.path).is_dir():
-        content = fingerprint(model.path)
+        content = _content(Path(model.path))
     elif isinstance(logits := getattr(model, "logits", None), torch.Tensor):
         content = hashlib.sha256(logits.numpy().tobytes()).hexdigest()
     else:
         raise ValueError(f"{model.path}: rows are kept by the weights, which are not in a folder")
-    names = ("dtype", "runtime", "kept", "n_placeholders")  # kept: the ids of a trimmed drafter
-    return " ".join([content, *(str(getattr(model, name, "")) for name in names)])
+    names = ("dtype", "runtime", "device", "kept", "n_placeholders")  # kept: of a trimmed drafter
+    how = [content, *(getattr(model, name, "") for name in names)]
+    config = getattr(getattr(model, "module", None), "config", None)
+    return " ".join(map(str, [*how, getattr(config, "quantization_config", "")]))
+
+
+def _content(folder: Path) -> str:
+    """Of all that lies in a model's folder, whole: weights, an acceptance head, settings, words."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".md"]
+    sums = (f"{path.name} {_sum(path, *_state(path))}" for path in sorted(files))
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.cache
+def _sum(path: Path, size: int, changed: int) -> str:
+    """Of a file as it is now: large weights are read once in a process."""
+    return sha256_of(path)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from specnb.arguments import SEED_MOST
+from specnb.arguments import SEED_MOST, shown
 from specnb.decode import autoregressive, speculative
 from specnb.drafters import Drafter, NoDraft
 from specnb.measure.rows import Row, RowCache, Setting, method_key, models_of, prompt_key, row_of
@@ -26,6 +26,12 @@ def turns(names: Sequence[Name], n: int, label: str = "") -> Iterator[tuple[int,
         turn = number % len(names)
         for name in (*names[turn:], *names[:turn]):
             yield number, name
+
+
+def check_prompts(prompts: Any) -> None:
+    """ValueError where these are no prompts: of one text every letter would be a prompt."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts={shown(prompts)}: this is one text; put it into a list")
 
 
 def decode(
@@ -73,6 +79,7 @@ def in_turns(
     measured beside other methods. ValueError, before anything is decoded, where a method has no
     text to be kept by.
     """
+    check_prompts(prompts)
     names = list(methods)
     found: dict[Name, list[Row]] = {name: [] for name in names}
     keys = {name: method_key(methods[name]) for name in names} if kept is not None else {}

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,15 @@ class AdapterModel(HFModel):
 
     def own_ids(self, token_ids) -> list[int]:
         return [token if token < self.own_vocab_size else 0 for token in token_ids]
+
+    def inputs(self, token_ids: Sequence[int], extras: Mapping[str, Any]) -> dict[str, Any]:
+        """Embeddings, with what this model reads of the picture in its places."""
+        given = super().inputs(token_ids, {})
+        if not extras:
+            return given
+        found = self.module.get_input_embeddings()(given["input_ids"])
+        seen = self.image_features(extras).to(found.dtype)
+        return {"inputs_embeds": torch.cat([seen[None], found[:, len(seen) :]], 1)}
 
     @torch.inference_mode()
     def image_features(self, extras: Mapping[str, Any]) -> Tensor:

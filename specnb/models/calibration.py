@@ -72,7 +72,8 @@ def choice(fresh: bool = False) -> Choice:
     import torch
 
     most = cores()
-    name = f"{platform.processor() or platform.machine()} {_cpu()} torch {torch.__version__} {most}"
+    name = f"{platform.processor() or platform.machine()} {processor()} "
+    name += f"torch {torch.__version__} {most}"
     name += f" v{VERSION}"
     path = Path(platformdirs.user_cache_dir("specnb")) / "machine.json"
     try:
@@ -208,8 +209,8 @@ def _random_model(name: str) -> Callable[[int], object]:
     return run
 
 
-def _cpu() -> str:
-    """The processor's name; part of the cache's key, so any stable text will do."""
+def processor() -> str:
+    """The processor's name, "" where it is not told; part of keys, so any stable text will do."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

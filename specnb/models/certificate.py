@@ -211,6 +211,8 @@ def rounds(
             wanted = reference.of(whole, len(ids), extras, 1 + len(path))
             got = rows[[0, *(node + 1 for node in path)]][:, : wanted.shape[-1]].to(wanted.device)
             allowed = got.isfinite()
+            if bool(got.isnan().any()) or not bool(allowed.any()):
+                raise Differs("logits are not numbers; the weights are damaged or overflow")
             scale = float(wanted.abs().max())
             error = float((got - wanted)[allowed].abs().max()) / scale
             worst = max(worst, error)

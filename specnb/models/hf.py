@@ -357,6 +357,11 @@ class HFModel:
         names = inspect.signature(function).parameters
         return {name: self.placed(value) for name, value in extras.items() if name in names}
 
+    def inputs(self, token_ids: Sequence[int], extras: Mapping[str, Any]) -> dict[str, Any]:
+        """What the module is called with for these tokens and what the processor made of images."""
+        ids = torch.tensor([self.own_ids(token_ids)], device=self.device)
+        return {"input_ids": ids} | {name: self.placed(value) for name, value in extras.items()}
+
     def placed(self, value: Any) -> Any:
         """A processor's output on this model's device; pictures in its number format."""
         if not isinstance(value, Tensor):
@@ -448,7 +453,7 @@ class HFContext(Watched):
     def _call(self, tokens, positions, mask, extras, keep) -> Tensor:
         model = self.model
         takes, device = model.plan.takes, model.device
-        settings = {name: model.placed(value) for name, value in extras.items()}
+        settings = model.inputs(tokens, extras)
         settings["cache" if "cache" in takes else "past_key_values"] = self.cache
         if positions is not None and "position_ids" in takes:
             places = [position + self.shift for position in positions]
@@ -457,7 +462,6 @@ class HFContext(Watched):
             settings["logits_to_keep"] = keep
         with self._through():
             output = model.module(
-                input_ids=torch.tensor([model.own_ids(tokens)], device=device),
                 attention_mask=mask,
                 use_cache=True,
                 **settings,

@@ -116,15 +116,24 @@ def written_out(
         mark, text = _spelling(tokenizer, char, word)
         places = [i for i in range(len(ids) - len(mark) + 1) if ids[i : i + len(mark)] == mark]
         if not mark or not places:
-            raise ValueError(
-                f"prompt: it holds {word!r}, a control token that this model's tokenizer cannot "
-                "write as text; leave it out"
-            )
+            raise _cannot_write(word)
         for place in reversed(places):
             ids[place : place + len(mark)] = text
             for values in per_token:
                 values[place : place + len(mark)] = values[place : place + 1] * len(text)
+    # One beside a blank or another one may have become part of a longer token.
+    left = tokenizer.decode(ids) if swaps else ""
+    for char, word in swaps.items():
+        if char in left:
+            raise _cannot_write(word)
     return ids
+
+
+def _cannot_write(word: str) -> ValueError:
+    return ValueError(
+        f"prompt: it holds {word!r}, a control token that this model's tokenizer cannot write as "
+        "text; leave it out"
+    )
 
 
 def _spelling(tokenizer: Any, char: str, word: str) -> tuple[list[int], list[int]]:

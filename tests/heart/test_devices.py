@@ -174,3 +174,18 @@ def test_what_stays_off_the_lean_runtime(tmp_path):
     assert why_not(module) == "weights on several devices"
     del module.hf_device_map
     assert why_not(module.half()) == "dtype float16"
+
+
+def test_a_replay_on_a_card_is_that_on_the_processor(unchecked):
+    """Laws are moved off the card before they are compared, row by row."""
+    found = []
+    for place in (lambda tensor: tensor, on_card):
+        target, draft = TableModel.random(5, 2, seed=1), TableModel.random(5, 2, seed=2)
+        for model in (target, draft):
+            model.logits = place(model.logits)
+        with FakeCard():
+            pair, one = Pair(target, draft), sn.Sampling(1.0)
+            found.append(sn.measure.follow(pair, [0, 1], one, max_new_tokens=12))
+    for name in ("kept", "overlap", "rank", "entropy", "top"):
+        here, there = (getattr(text, name) for text in found)
+        assert (here == there).all()

@@ -320,6 +320,33 @@ def test_a_sweep_runs_only_code_beside_it(folder, text):
         assert (folder / "ran").exists()
 
 
+def test_every_parameter_that_names_a_method_is_one(folder):
+    """`select` of the lesson on long texts: code beside the sweep alone, and known by its file."""
+    text = "notebooks: [06_long_context]\nparameters: {select: %r}\n"
+
+    def plan(select, **more):
+        (folder / "sweep.yml").write_text(text % select)
+        return batch.read_sweep(folder / "sweep.yml", **more)
+
+    mark = (folder / "ran").as_posix()
+    with pytest.raises(ValueError, match="select=.*--allow-code"):
+        plan(f"subprocess:getoutput('touch {mark}')")
+    assert not (folder / "ran").exists()
+    own = """
+from dataclasses import dataclass
+import specnb as sn
+
+@dataclass(frozen=True)
+class Latest(sn.SinkRecent):
+    pass
+"""
+    (folder / "own.py").write_text(own)
+    (one,) = plan("own.py:Latest(2)").runs
+    assert one.given["select"] == f"{folder.resolve().as_posix()}/own.py:Latest(2)"
+    (folder / "own.py").write_text(own + "# other content\n")
+    assert plan("own.py:Latest(2)").runs[0].id != one.id
+
+
 @pytest.mark.parametrize("place", ["away.py", "~/away.py"])
 def test_a_file_that_is_not_beside_the_sweep_is_not_looked_for_elsewhere(
     folder, monkeypatch, place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -344,3 +345,54 @@ def test_shapes_of_the_bench_on_trees():
     assert len(set(every)) == len(every)
     assert all(len(trees.parents_of(shape)) <= 6 for shape in every)
     assert {(6,), (1,) * 6, (2, 2), (2, 1, 1), (3, 1)} <= set(every) and (2, 2, 1) not in every
+
+
+RULE = """
+def rule(tree, root_probs, node_probs, draws, eos_ids=frozenset()):
+    raise NotImplementedError
+"""
+
+
+def test_the_code_of_a_method_is_that_of_its_functions(tmp_path, monkeypatch):
+    """A verification rule of one's own is a function: edited, its rows are others."""
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number in range(2):
+        (tmp_path / f"rule{number}.py").write_text(RULE + f"# version {number}\n")
+        module = importlib.import_module(f"rule{number}")
+        found.append(code_of(sn.Chain(5, verify=module.rule)))
+    assert "" not in found and len(set(found)) == 2
+    assert code_of(sn.Chain(5, verify="block")) == ""
+
+
+def test_models_are_known_by_all_that_lies_in_their_folder(tmp_path, unchecked):
+    """By every byte of the weights, the acceptance head that is trained later, the device."""
+    for name in ("model.safetensors", "config.json", "README.md"):
+        (tmp_path / name).write_bytes(bytes(3_000_000))
+
+    def of(**more):
+        given = {"path": str(tmp_path), "dtype": "float32", "runtime": "lean runtime"}
+        return models_of(SimpleNamespace(target=SimpleNamespace(**given | more), draft=None))
+
+    known = [of()]
+    assert of() == known[0]
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.seek(1_234_567)
+        file.write(b"1")
+    known.append(of())
+    (tmp_path / "acceptance_head.safetensors").write_bytes(b"1")
+    known.append(of())
+    known.append(of(device="cuda"))
+    bits = [SimpleNamespace(quantization_config={"bits": n}) for n in (4, 8)]
+    known += [of(module=SimpleNamespace(config=config)) for config in bits]
+    assert len(set(known)) == len(known)
+    (tmp_path / "README.md").write_text("what is said about it")
+    assert of() == known[2]
+
+
+def test_times_of_another_processor_are_not_taken(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    assert measured(path)[1] == 8 and measured(path, timed=False)[1] == 8
+    monkeypatch.setattr(rows_module, "processor", lambda: "another one")
+    assert measured(path)[1] == 8
+    assert measured(path, timed=False)[1] == 0

@@ -268,3 +268,28 @@ def test_calibration_by_hand(unchecked):
 def test_what_a_replay_refuses(match, call, unchecked):
     with pytest.raises(ValueError, match=match):
         call(follow(PAIR, [0, 1], ONE, max_new_tokens=8))
+
+
+LAWS = [((0.5, 0.5), (0.9, 0.1)), ((0.5, 0.5), (0.1, 0.9)), ((0.8, 0.2), (0.3, 0.7))]
+
+
+def kept_at_first(draft, target, seeds: int = 4000) -> float:
+    """How far the share of first drafts that are kept is off, in standard errors."""
+    models = (TableModel(torch.tensor([law], dtype=torch.float64).log()) for law in (target, draft))
+    pair = sn.Pair(*models)
+    overlap = sum(map(min, draft, target))
+    texts = (follow(pair, [0], ONE, seed=seed, max_new_tokens=2) for seed in range(seeds))
+    share = np.mean([text.kept[0] for text in texts])
+    return float(abs(share - overlap) / math.sqrt(overlap * (1 - overlap) / seeds))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft, target", LAWS)
+def test_the_first_draft_of_a_replay_is_kept_as_often_as_it_should(draft, target, unchecked):
+    assert kept_at_first(draft, target) < 4
+
+
+@pytest.mark.slow
+def test_a_replay_with_the_texts_own_numbers_would_be_seen(monkeypatch, unchecked):
+    monkeypatch.setattr(rollouts, "_own_draws", rollouts.Draws)
+    assert max(kept_at_first(*laws) for laws in LAWS[:2]) > 4

@@ -96,3 +96,28 @@ def test_costs_are_read_off_records(pair):
 def test_without_a_prompt(pair):
     with pytest.raises(ValueError, match=r"prompts=\[\]"):
         sn.tune(pair, [])
+
+
+def test_one_text_is_no_list_of_prompts(pair):
+    """Of which every letter would be measured as a prompt."""
+    methods = {"it": sn.Chain(2)}
+    for wrong in (
+        lambda: sn.tune(pair, "Hello"),
+        lambda: tuning.costs(pair, "Hello"),
+        lambda: sn.measure.in_turns(pair, "Hello", methods, sn.Sampling()),
+        lambda: sn.measure.followed(pair, "Hello", sn.Sampling()),
+    ):
+        with pytest.raises(ValueError, match="prompts='Hello': this is one text; put it into a"):
+            wrong()
+
+
+def test_a_drafter_that_ends_within_its_longest_draft_is_refused_first(monkeypatch):
+    """Its replay would score places at which decoding never drafts."""
+    from specnb.models import TableModel
+
+    target = TableModel.random(6, seed=1)
+    few = sn.Pair(target, TableModel(target.logits, max_positions=30))
+    monkeypatch.setattr(tuning, "decode", lambda *given, **more: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match="prompts: after one of them the draft model has"):
+        sn.tune(few, [[0, 1], [2] * 8], max_new_tokens=16)
+    tuning._check_room(few, [[0, 1]], 16)

@@ -179,6 +179,26 @@ def test_it_survives_the_transformers_runtime(folder):
     assert run.token_ids == plain.token_ids
 
 
+def test_every_runtime_sees_the_picture(folder):
+    """A greedy text is the target's also where the drafter is blind: its logits are compared."""
+    image, prompt = picture_and_prompt()
+    other = examples("caption", 3, 7)[2].image
+    found = {}
+    for runtime in ("lean", "transformers"):
+        pair = sn.load_pair(
+            draft=str(folder[0]), dtype="float32", device="cpu", runtime=runtime, certify=False
+        )
+        for name, one in (("one", image), ("other", other), ("none", None)):
+            context = pair.draft.open(prompt, one)
+            rows = context.forward([5, 9], [-1, 0])
+            found[runtime, name] = torch.cat([rows.root[None], rows.nodes])
+    for name in ("one", "other", "none"):
+        mine, theirs = found["lean", name], found["transformers", name]
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-4)
+        for another in {"one", "other", "none"} - {name}:
+            assert not torch.allclose(mine, found["transformers", another], rtol=0, atol=1e-2)
+
+
 def test_wrong_folders_are_refused(folder, tmp_path):
     def broken(name, change):
         out = tmp_path / name

@@ -293,3 +293,15 @@ def test_random_models_leave_the_random_numbers_alone(made):
 def test_the_key_is_the_content(tmp_path):
     a, b = builders.llama(tmp_path / "a"), builders.llama(tmp_path / "b")
     assert folders.fingerprint(a) == folders.fingerprint(b)
+
+
+def test_weights_that_are_no_numbers_are_refused_in_words(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = builders.llama(tmp_path / "damaged")
+    path = Path(folder) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], torch.nan)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="logits are not numbers; the weights are damaged"):
+        sn.load_model(folder, device="cpu", dtype="float32")

@@ -115,6 +115,33 @@ def test_a_tokenizer_that_cannot_write_it_is_refused():
         prompts.written_out([5, 7, 5], swaps, Lossy())
 
 
+def test_a_control_token_that_became_part_of_a_longer_one_is_refused():
+    """Twice in a text, and the second time the tokenizer has merged it with the blank before it."""
+    char = chr(0xE000)
+
+    class Merging:
+        words = {"a": 1, " ": 2, "x": 3, char: 4, f" {char}": 5}
+
+        def __call__(self, text, **settings):
+            ids = []
+            while text:
+                word = max((w for w in self.words if text.startswith(w)), key=len)
+                ids.append(self.words[word])
+                text = text[len(word) :]
+            return {"input_ids": ids}
+
+        def decode(self, ids):
+            return "".join({number: word for word, number in self.words.items()}[i] for i in ids)
+
+    tokenizer = Merging()
+    swaps = {char: "x"}
+    both = tokenizer(f"a{char}a {char}")["input_ids"]
+    assert both == [1, 4, 1, 5]
+    with pytest.raises(ValueError, match="prompt: it holds 'x', a control token"):
+        prompts.written_out(both, swaps, tokenizer)
+    assert prompts.written_out([1, 4, 1], swaps, tokenizer) == [1, 3, 1]
+
+
 @pytest.mark.parametrize("appends_eos", [False, True])
 def test_no_second_start_and_no_end(tmp_path, appends_eos):
     model = sn.load_model(chatty(tmp_path / "m", appends_eos), "cpu")
