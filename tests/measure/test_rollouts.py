@@ -270,10 +270,10 @@ def test_what_a_replay_refuses(match, call, unchecked):
         call(follow(PAIR, [0, 1], ONE, max_new_tokens=8))
 
 
-LAWS = [((0.5, 0.5), (0.9, 0.1)), ((0.5, 0.5), (0.1, 0.9)), ((0.8, 0.2), (0.3, 0.7))]
+LAWS = [((0.7, 0.3), (0.55, 0.45)), ((0.4, 0.6), (0.65, 0.35))]
 
 
-def kept_at_first(draft, target, seeds: int = 4000) -> float:
+def kept_at_first(draft, target, seeds: int = 800) -> float:
     """How far the share of first drafts that are kept is off, in standard errors."""
     models = (TableModel(torch.tensor([law], dtype=torch.float64).log()) for law in (target, draft))
     pair = sn.Pair(*models)
@@ -292,4 +292,4 @@ def test_the_first_draft_of_a_replay_is_kept_as_often_as_it_should(draft, target
 @pytest.mark.slow
 def test_a_replay_with_the_texts_own_numbers_would_be_seen(monkeypatch, unchecked):
     monkeypatch.setattr(rollouts, "_own_draws", rollouts.Draws)
-    assert max(kept_at_first(*laws) for laws in LAWS[:2]) > 4
+    assert min(kept_at_first(*laws) for laws in LAWS) > 4
