@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 KEPT = Path("runs/bench")  # rows of measurements that may be stopped and go on
 # Settings under which torch, oneDNN, numpy's OpenBLAS and FBGEMM use AVX2 on a larger processor.
@@ -12,6 +13,15 @@ AVX2 = {
     "OPENBLAS_CORETYPE": "Haswell",
     "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
 }
+
+
+def runs_as(model: Any) -> str:
+    """In which number format a model runs, and on how many threads, as RESULTS says it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    dtype = str(getattr(model, "dtype", "")).removeprefix("torch.")
+    return ", ".join(filter(None, [dtype, f"{threads} thread{'s' if threads > 1 else ''}"]))
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from pathlib import Path
 from specnb import arguments
 
 SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
-SUBJECTS += ("first_model", "before", "drafters", "verification", "long_context")
+SUBJECTS += ("first_model", "before", "drafters", "rivals", "verification", "long_context")
 TIMED = ("stopping", "trees", "drafters", "verification")  # the others are always timed, or never
+TRAINED = ("drafters", "rivals")
 
 
 N = (
@@ -45,7 +46,7 @@ def _parser() -> arguments.Parser:
     parser.add_argument("--n", type=int, help=N)
     parser.add_argument("--only", nargs="+", default=(), help="architectures: these families")
     parser.add_argument(
-        "--seeds", type=int, default=1, help="drafters: so many trainings of each recipe (1)"
+        "--seeds", type=int, default=1, help="drafters, rivals: so many trainings of each (1)"
     )
     parser.add_argument(
         "--seconds", action="store_true", help=f"{', '.join(TIMED)}: time them, too"
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--only goes with architectures")
     if options.seconds and options.subject not in TIMED:
         parser.error(f"--seconds goes with {', '.join(TIMED)}")
-    if options.seeds != 1 and options.subject != "drafters":
-        parser.error("--seeds goes with drafters")
+    if options.seeds != 1 and options.subject not in TRAINED:
+        parser.error(f"--seeds goes with {', '.join(TRAINED)}")
     if options.pictures and options.subject != "results":
         parser.error("--pictures goes with results")
     try:

@@ -12,10 +12,11 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import specnb as sn
-from specnb.bench import KEPT
+from specnb.bench import KEPT, runs_as
 from specnb.bench.quality import word_classes
 from specnb.measure import Row, RowCache, costed, geometric_ratio, interval, row_of, turns
 from specnb.measure.rows import Setting, method_key, models_of, prompt_key
@@ -83,8 +84,9 @@ def measure(
     kept = None if seconds else RowCache(KEPT / "drafters.jsonl", DraftRow)
     runs = {name: (pair, chain) for name, pair in pairs.items()}
     figures: dict[str, Any] = {"n": n, "draft_length": DRAFT_LENGTH, "seconds": seconds}
-    figures["c"] = {name: _ratio_of(pair) for name, pair in pairs.items()}
-    rows = _rows(runs, TASKS, n, kept, plain=seconds)
+    figures["runs_as"] = runs_as(first.target)
+    figures["c"] = {name: ratio_of(pair) for name, pair in pairs.items()}
+    rows = rows_of(runs, TASKS, n, kept, plain=seconds)
     figures["cells"] = _cells(rows, figures["c"])
     figures["ratios"] = _ratios(rows, figures["c"], next(iter(pairs)), seconds)
     if more:
@@ -96,8 +98,8 @@ def measure(
         small = {k: model.trimmed(k) for k in sizes}
         trimmed = {k: sn.Pair(first.target, draft) for k, draft in small.items()}
         cut = {"all": (first, chain)} | {str(k): (pair, chain) for k, pair in trimmed.items()}
-        costs = {name: _ratio_of(pair) for name, (pair, _) in cut.items()}
-        rows = _rows(cut, TASKS, n, kept, plain=seconds)
+        costs = {name: ratio_of(pair) for name, (pair, _) in cut.items()}
+        rows = rows_of(cut, TASKS, n, kept, plain=seconds)
         figures["vocabulary"] = {
             "c": costs,
             "cells": _cells(rows, costs),
@@ -110,8 +112,8 @@ def measure(
             "Either": sn.Either(sn.PromptLookup(3, 8), sn.Chain(5)),
         }
         looking = {name: (first, side) for name, side in sides.items()}
-        rows = _rows(looking, QUOTING, n, kept, plain=seconds)
-        costs = dict.fromkeys(sides, _ratio_of(first))
+        rows = rows_of(looking, QUOTING, n, kept, plain=seconds)
+        costs = dict.fromkeys(sides, ratio_of(first))
         figures["lookup"] = {
             "cells": _cells(rows, costs),
             "ratios": _ratios(rows, costs, "Chain(5)", seconds),
@@ -119,7 +121,7 @@ def measure(
     return figures
 
 
-def _ratio_of(pair: sn.Pair) -> float:
+def ratio_of(pair: sn.Pair) -> float:
     ratio = pair.parameter_ratio
     assert ratio is not None  # each of them has a draft model
     return ratio
@@ -140,21 +142,27 @@ def _how(folder: Path) -> dict[str, Any]:
 def trainings(seeds: int) -> dict[str, list[Path]]:
     """Each recipe of the shipped drafters trained with the seeds 1, 2 ...: folders by its name."""
     return {
-        folder.name: [_trained(folder, seed) for seed in range(1, seeds)]
+        folder.name: [trained(folder, seed) for seed in range(1, seeds)]
         for folder in shipped()
         if seeds > 1 and _how(folder)
     }
 
 
-def _trained(folder: Path, seed: int) -> Path:
-    """A drafter by the command on the card of `folder`, but with this seed; made where missing."""
+def trained(folder: Path, seed: int, without: Mapping[str, int] = MappingProxyType({})) -> Path:
+    """A drafter by the command on the card of `folder`, but with this seed; made where missing.
+
+    `without` names options of that command that are left out, and how many values each has.
+    """
     from specnb.training.__main__ import main
 
-    kept = KEPT / "trainings"
-    place, work = kept / f"{folder.name}-{seed}", kept / "work" / f"{folder.name}-{seed}"
+    kept, name = KEPT / "trainings", f"{folder.name}{'-rival' if without else ''}-{seed}"
+    place, work = kept / name, kept / "work" / name
     if (place / "acceptance_head.safetensors").is_file():  # which is written last
         return place
     words = shlex.split(_how(folder)["command"])[3:]  # after python -m specnb.training
+    for option, values in without.items():
+        at = words.index(option)
+        del words[at : at + 1 + values]
     for name in ("answers", "held_out"):  # the target is asked once for all of them
         if (kept / name).is_dir():
             shutil.copytree(kept / name, work / name, dirs_exist_ok=True)
@@ -180,7 +188,7 @@ def _by_recipe(
         for place in places
     }
     kept = RowCache(KEPT / "drafters.jsonl", DraftRow)
-    rows = _rows({place: run for (_, place), run in runs.items()}, TASKS, n, kept)
+    rows = rows_of({place: run for (_, place), run in runs.items()}, TASKS, n, kept)
     found: dict[str, Any] = {"seeds": 1 + max(map(len, more.values())), "ratios": {}}
     for label in TEMPERATURES:
         found["ratios"][label] = {}
@@ -195,7 +203,7 @@ def _by_recipe(
             ]
             alone = [
                 geometric_ratio(
-                    [(_plain_rows(ours[i]), _plain_rows(base)) for ours, base in cells],
+                    [(plain_rows(ours[i]), plain_rows(base)) for ours, base in cells],
                     "block_efficiency",
                 )["ratio"]
                 for i in range(len(cells[0][0]))
@@ -203,8 +211,8 @@ def _by_recipe(
             pooled = geometric_ratio(
                 [
                     (
-                        _plain_rows([row for part in ours for row in part]),
-                        _plain_rows(base) * len(ours),
+                        plain_rows([row for part in ours for row in part]),
+                        plain_rows(base) * len(ours),
                     )
                     for ours, base in cells
                 ],
@@ -214,7 +222,7 @@ def _by_recipe(
     return found
 
 
-def _rows(
+def rows_of(
     runs: Mapping[str, tuple[sn.Pair, Any]],
     tasks: Sequence[str],
     n: int,
@@ -285,14 +293,14 @@ def tails(target: Any, kept: Mapping[int, Sequence[int]], n: int) -> dict[str, d
     return found
 
 
-def _share(rows: Sequence[Any], above: str, below: str) -> dict[str, float]:
+def share(rows: Sequence[Any], above: str, below: str) -> dict[str, float]:
     """Sum of one column over that of another, with its 95 % interval over prompts."""
     tops, bottoms = ([float(getattr(row, name)) for row in rows] for name in (above, below))
     low, high = interval(tops, bottoms, [row.prompt for row in rows])
     return {"value": sum(tops) / max(sum(bottoms), 1e-12), "low": low, "high": high}
 
 
-def _plain_rows(rows: Sequence[DraftRow]) -> list[Row]:
+def plain_rows(rows: Sequence[DraftRow]) -> list[Row]:
     """Without the word classes."""
     return [Row._make(row[: len(Row._fields)]) for row in rows]
 
@@ -307,13 +315,13 @@ def _cells(rows: Rows, costs: Mapping[str, float]) -> list[dict[str, Any]]:
                 "task": task,
                 "sampling": label,
                 "drafter": name,
-                "alpha": _share(own, "accepted", "examined"),
-                "tau": _share(own, "tokens", "calls"),
-                "mbsu": _share(costed(_plain_rows(own), costs[name]), "tokens", "seconds"),
+                "alpha": share(own, "accepted", "examined"),
+                "tau": share(own, "tokens", "calls"),
+                "mbsu": share(costed(plain_rows(own), costs[name]), "tokens", "seconds"),
             }
             for word in WORDS:
                 n = sum(getattr(row, word) for row in own)
-                line[word] = _share(own, f"{word}_right", word) | {"n": n}
+                line[word] = share(own, f"{word}_right", word) | {"n": n}
             lines.append(line)
     return lines
 
@@ -345,7 +353,7 @@ def _ratio(cells, mine: str, theirs: str, kind: str, costs) -> dict[str, float]:
     speed where a run takes calls + c * draft forwards, in target forwards."""
 
     def rows(cell: Mapping[str, Sequence[DraftRow]], name: str) -> list[Row]:
-        found = _plain_rows(cell[name])
+        found = plain_rows(cell[name])
         return costed(found, costs[name]) if kind == "mbsu" else found
 
     figure = "block_efficiency" if kind == "tau" else "tokens_per_second"

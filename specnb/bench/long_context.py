@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import specnb as sn
 from specnb import smollm2, theory
-from specnb.bench import KEPT, running_as
+from specnb.bench import KEPT, running_as, runs_as
 from specnb.drafters import Drafter, law_of, start
 from specnb.measure import Row, RowCache, in_turns, interval, pooled
 from specnb.models.selectors import Selector
@@ -61,7 +61,8 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
 def _measured(target: str, draft: str, n: int) -> dict:
     pair = sn.load_pair(target, draft, runtime="lean" if target else "auto")
     kept, n = RowCache(KEPT / "long_context.jsonl"), n or 10
-    figures: dict[str, Any] = {"n": n, "cells": [], "traffic": [], "computed": computed()}
+    figures: dict[str, Any] = {"n": n, "runs_as": runs_as(pair.target), "cells": []}
+    figures |= {"traffic": [], "computed": computed()}
     for task, positions in CELLS if pair.target.sees_images else ():
         items = long_examples(task, n, 21, positions, _length(pair.target))
         label = f"{task}, {positions} positions"
@@ -387,7 +388,7 @@ def table(figures: Mapping[str, Any]) -> str:
     """The figures as Markdown; what is computed stands apart."""
     lines = [
         f"Measured at T = 1, draft length {DRAFT_LENGTH}, {figures['n']} prompts each (SmolLM2: "
-        "half as many): block efficiency (95 % over prompts), and the acceptance rate. The budget "
+        "half as many): block efficiency and acceptance rate (95 % over prompts). The budget "
         "is the number of slots that a draft reads."
     ]
     for cell in figures["cells"]:
@@ -403,8 +404,8 @@ def table(figures: Mapping[str, Any]) -> str:
                 "|---|---|---|---|",
             ]
             lines += [
-                f"| {row['method']} | {row['budget'] or 'all'} | {_cell_text(row, '')} "
-                f"| {row['acceptance_rate']:.2f} |"
+                f"| {row['method']} | {row['budget'] or 'all'} | "
+                f"{_with_ends(row, 'block_efficiency')} | {_with_ends(row, 'acceptance')} |"
                 for row in others
             ]
     if figures["traffic"]:
@@ -427,20 +428,24 @@ def table(figures: Mapping[str, Any]) -> str:
 
 def _by_budget(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each selector, a column for each budget."""
+
+    def both(row: Mapping[str, Any]) -> str:
+        return f"{_with_ends(row, 'block_efficiency')}; {_with_ends(row, 'acceptance')}"
+
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     head = [f"| selector | {' | '.join(map(str, budgets))} |", "|---" * (len(budgets) + 1) + "|"]
     found = {(row["method"], row["budget"]): row for row in rows}
     names = dict.fromkeys(row["method"] for row in rows)
     return head + [
-        f"| {name} | {' | '.join(_cell_text(found[name, budget]) for budget in budgets)} |"
+        f"| {name} | {' | '.join(map(both, (found[name, budget] for budget in budgets)))} |"
         for name in names
     ]
 
 
-def _cell_text(row: Mapping[str, Any], rate: str = "; {:.2f}") -> str:
-    low, high = row["block_efficiency_interval"]
-    said = f"{row['block_efficiency']:.2f} ({low:.2f}-{high:.2f})"
-    return said + rate.format(row["acceptance_rate"])
+def _with_ends(row: Mapping[str, Any], name: str) -> str:
+    value = row["acceptance_rate" if name == "acceptance" else name]
+    low, high = row[f"{name}_interval"]
+    return f"{value:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _computed_lines(found: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 import specnb as sn
+from specnb.bench import runs_as
 from specnb.measure import costed, interval, pooled, row_of
 from specnb.record import TokenRow
 from specnb.scenes import TASKS, Example, attribute_of, blank, examples, is_right, score
@@ -261,6 +262,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures of the cards; `n` items instead of 500 (target) and 200 (drafter) per task."""
     pair = sn.load_pair(target, draft)
     return {
+        "runs_as": runs_as(pair.target),
         "target": target_quality(pair.target, n or 500),
         "drafter": drafter_quality(pair, n or 200),
         "world": world_facts(pair, n or 500),

@@ -94,6 +94,7 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
     "batch": ("What do sweeps cost, and what do they survive?", "Three rounds, eleven kills."),
     "before": ("How fast is this code beside an earlier commit's?", ""),
     "drafters": ("How should a drafter be trained?", ""),
+    "rivals": ("What are an inherited start, and eyes, worth?", ""),
     "verification": ("What do rules over whole paths and uneven trees give?", ""),
     "long_context": ("What is a target worth that drafts for itself?", ""),
 }

@@ -214,7 +214,7 @@ def test_several_trainings_of_a_recipe_are_pooled_by_prompt(monkeypatch, tmp_pat
     pair, other = loaded(target, "drafter"), loaded(target, "drafter-ce")
     chain = sn.Chain(drafters.DRAFT_LENGTH)
     runs = {"drafter": (pair, chain), "drafter-ce": (other, chain)}
-    rows = drafters._rows(runs, ("science",), 2, None)
+    rows = drafters.rows_of(runs, ("science",), 2, None)
     more = {"drafter-ce": [MODELS / "drafter-tv"]}
     figures = drafters._by_recipe(pair, more, chain, 2, rows)
     line = figures["ratios"]["T = 1"]["drafter-ce"]
