@@ -52,7 +52,15 @@ METHODS = (  # drafter, vocabulary size; all enumerated with two tokens and more
     (sn.BestFirst(4, 0.05, 0.15, 3, verify="traversal"), 3),
     (sn.BranchWhereUnsure(2, 2, 0.8, 4), 3),
     (sn.PromptLookup(2, 3), 4),
+    (sn.Either(sn.PromptLookup(2, 2), sn.Chain(2)), 3),
 )
+SPARSE = (  # drafters that read a part of the target's cache: on models of the last three tokens
+    sn.SparseSelf(sn.SinkRecent(0), 1, 2),
+    sn.SparseSelf(sn.SinkRecent(1), 2, 2),
+    sn.Hierarchy(sn.Chain(1), sn.SparseSelf(sn.SinkRecent(0), 1, 2)),
+    sn.Hierarchy(sn.PromptLookup(1, 2), sn.SparseSelf(sn.SinkRecent(0), 1, 2)),
+)
+OTHER_FORMATS = ("float16", "bfloat16")  # on a CPU: fp16 weights beside float32 activations
 LAW_SAMPLINGS = (
     sn.Sampling(0.0),
     sn.Sampling(0.5, top_p=0.8),
@@ -64,9 +72,10 @@ LAW_SAMPLINGS = (
 def laws() -> dict:
     """Largest difference between `exact.law` and the target's law over a grid of table models."""
     worst, n, prompt = 0.0, 0, (0, 1, 0)
-    for drafter, vocab_size in tqdm(METHODS, desc="laws", leave=False):
-        target = TableModel.random(vocab_size, seed=1)
-        for draft in (TableModel.random(vocab_size, seed=2), target):
+    tried = [(*one, 1) for one in METHODS] + [(drafter, 2, 3) for drafter in SPARSE]
+    for drafter, vocab_size, order in tqdm(tried, desc="laws", leave=False):
+        target = TableModel.random(vocab_size, order, seed=1)
+        for draft in (TableModel.random(vocab_size, order, seed=2), target):
             for sampling in LAW_SAMPLINGS:
                 law = exact.law(target, draft, drafter, sampling, 2, prompt)
                 difference = law.probs - exact.target_law(target, sampling, 2, prompt)
@@ -132,6 +141,41 @@ def greedy(pair: sn.Pair, n: int) -> dict:
         "tokens": sum(row.tokens for row in rows),
         "target_calls": sum(row.calls for row in rows),
     }
+
+
+class Alike(NamedTuple):
+    """A greedy text in a number format: "equal" to plain decoding's, or the tie it parted at."""
+
+    words: str
+    tokens: int
+
+
+def formats(target: str, draft: str, n: int) -> dict[str, dict]:
+    """Greedy texts in every other number format against plain decoding in the same one, on n
+    prompts per task, and the sampled second token there."""
+    kept, found = RowCache(KEPT / "exactness_formats.jsonl", Alike), {}
+    for kind in OTHER_FORMATS:
+        pair = sn.load_pair(target, draft, dtype=kind)
+        setting, method = Setting(models_of(pair), sn.Sampling(), None, MAX_NEW_TOKENS), sn.Chain()
+        rows = []
+        for item in tqdm([item for task in TASKS for item in examples(task, n, 0)], desc=kind):
+            image = item.image if pair.target.sees_images else None
+            key = setting.key(*method_key(method), prompt_key(item.prompt, image), 0)
+            row = kept.get(key)
+            if row is None:
+                more = {"max_new_tokens": MAX_NEW_TOKENS}
+                plain = sn.autoregressive(pair.target, item.prompt, image, **more)
+                run = sn.speculative(pair, item.prompt, image, drafter=method, **more)
+                words = exact.same_greedy(pair.target, item.prompt, image, plain, run)
+                kept.add(key, row := Alike(words, len(run.token_ids)))
+            rows.append(row)
+        found[kind] = {
+            "prompts": len(rows),
+            "equal": sum(row.words == "equal" for row in rows),
+            "ties": [row.words for row in rows if row.words != "equal"],
+            "second_token": second_token(pair, N_CONTROL if n >= N_PROMPTS else 100 * n),
+        }
+    return found
 
 
 def generate(model, prompt: str, image, max_new_tokens: int = MAX_NEW_TOKENS) -> tuple[int, ...]:
@@ -225,6 +269,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     pair = sn.load_pair(target, draft, dtype="float32")
     figures: dict[str, Any] = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
     figures["greedy"] = greedy(pair, n or N_PROMPTS)
+    figures["formats"] = formats(target, draft, n or N_PROMPTS)
     figures["second_token"] = second_token(pair, n * 100 if n else N_SAMPLED)
     with planted_bug():
         figures["planted_bug"] = second_token(pair, min(N_CONTROL, n * 100) if n else N_CONTROL)
@@ -235,6 +280,7 @@ def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
         and rows["equal_to_plain"] == rows["equal_to_generate"] == rows["prompts"]
         and figures["second_token"]["p_value"] > 1e-4
         and figures["planted_bug"]["p_value"] < 1e-4
+        and all(row["second_token"]["p_value"] > 1e-4 for row in figures["formats"].values())
     )
     return figures
 
@@ -257,8 +303,27 @@ def table(figures: dict) -> str:
             f"sampled, {name}: {row['runs']} runs, chi-square {row['chi_square']:.1f} over "
             f"{row['cells']} cells, p = {row['p_value']:.2g}"
         )
+    lines += [": ".join(row) for row in _by_format(figures)]
     lines.append("passed" if figures["passed"] else "NOT passed")
     return "\n".join(lines)
+
+
+def _by_format(figures: dict) -> list[tuple[str, str]]:
+    """Claim and what was measured, for every format but float32."""
+    lines = []
+    for kind, row in figures.get("formats", {}).items():
+        apart = len(row["ties"])
+        said = f"{row['equal']} of {row['prompts']} prompts"
+        said += f"; {apart} part at a tie within rounding" if apart else ""
+        second = row["second_token"]
+        lines.append((f"greedy output equal to plain decoding, both in {kind}", said))
+        lines.append(
+            (
+                f"second sampled token in {kind}, {second['runs']:,} runs",
+                f"p = {second['p_value']:.2f}",
+            )
+        )
+    return lines
 
 
 def markdown(figures: dict) -> str:
@@ -297,5 +362,6 @@ def markdown(figures: dict) -> str:
             f"the same with a planted bug (no residual), {bug['runs']:,} runs",
             f"p = {bug['p_value']:.0e}",
         ),
+        *_by_format(figures),
     ]
     return "\n".join(f"| {left} | {right} |" for left, right in lines)
