@@ -45,7 +45,8 @@ REST |= {
 # Where links of those pages, and of docs/, lead in the site.
 PLACES = {path: name for name, path in REST.items()}
 API = (  # modules whose public members are shown besides the names of `specnb` itself
-    "specnb.exact", "specnb.theory", "specnb.verify", "specnb.measure", "specnb.bench.results",
+    "specnb.exact", "specnb.theory", "specnb.verify", "specnb.measure", "specnb.training",
+    "specnb.bench.results",
 )  # fmt: skip
 
 

@@ -138,13 +138,14 @@ def test_block_is_never_below_the_token_rule(unchecked):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "branching, vocab_size, n", [((2,), 3, 50), ((2, 1), 3, 10), ((2, 2), 3, 3)]
+    "branching, vocab_size, n",
+    [((2,), 3, 50), ((3,), 4, 4), ((2, 1), 3, 10), ((2, 2), 3, 3), ((2, 2, 1), 2, 3)],
 )
 def test_traversal_is_not_below_the_recursive_rule(branching, vocab_size, n, unchecked):
     drawn = (GumbelTopK(branching), GumbelTopK(branching, verify="traversal"))
     recursive, traversal = gains(*drawn, vocab_size, n).T
     assert (traversal >= recursive - 1e-13).all()
-    if branching == (2,):  # one level: there is no path to judge
+    if len(branching) == 1:  # one level: there is no path to judge
         assert torch.allclose(traversal, recursive, rtol=0, atol=1e-13)
     elif branching == (2, 1):
         assert (traversal / recursive).mean() > 1.01
