@@ -163,7 +163,7 @@ def formats(target: str, draft: str, n: int) -> dict[str, dict]:
             key = setting.key(*method_key(method), prompt_key(item.prompt, image), 0)
             row = kept.get(key)
             if row is None:
-                more = {"max_new_tokens": MAX_NEW_TOKENS}
+                more: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS}
                 plain = sn.autoregressive(pair.target, item.prompt, image, **more)
                 run = sn.speculative(pair, item.prompt, image, drafter=method, **more)
                 words = exact.same_greedy(pair.target, item.prompt, image, plain, run)

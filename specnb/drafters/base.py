@@ -112,9 +112,14 @@ class NoDraft:
 
 
 def law_of(context: Context, sampling: Sampling, logits: Tensor) -> Tensor:
-    """`sampling.probs(logits)`; where they are NaN or infinite, the error names model and dtype."""
+    """`sampling.probs(logits)`, in the computer's own memory; where the logits are NaN or infinite,
+    the error names model and dtype.
+
+    What draws, verifies and records looks at single numbers, for each of which an accelerator would
+    have to be waited for; so all rows are fetched at once.
+    """
     try:
-        return sampling.probs(logits)
+        return sampling.probs(logits).cpu()
     except NoNumbers as error:
         model = getattr(context, "model", None)
         dtype = str(getattr(model, "dtype", logits.dtype)).removeprefix("torch.")

@@ -58,24 +58,68 @@ def test_every_drafter_on_a_card(method, temperature, unchecked):
         assert not any(is_on_card(law) for law in laws if law is not None)
 
 
+FETCHES = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__")
+
+
+class Fetched(FakeCard):
+    """A card that notes what it is waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        tensor = next((x for x in args if isinstance(x, torch.Tensor)), None)
+        if name in FETCHES and tensor is not None and is_on_card(tensor):
+            self.names.append(name)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def waits_of_a_verification(drafter) -> list[list[str]]:
+    """What the card is waited for in each block, from the draft to the emitted tokens."""
+    target, draft = TableModel.random(5, 2, seed=1), TableModel.random(5, 2, seed=1, spread=1.2)
+    for model in (target, draft):
+        model.logits = on_card(model.logits)
+    found = []
+    with Fetched() as card:
+        request = sn.Request([0, 1, 2, 0, 1], None, sn.Sampling(1.0), None, 24)
+        decoding = sn.Decoding(Pair(target, draft), request, drafter)
+        propose, commit = decoding.drafting.propose, decoding.drafting.commit
+
+        def proposed(*given):
+            tree = propose(*given)
+            card.names.clear()
+            return tree
+
+        def committed(*given):
+            found.append(list(card.names))
+            return commit(*given)
+
+        decoding.drafting.propose, decoding.drafting.commit = proposed, committed
+        while decoding.finish is None:
+            decoding.step()
+    return found
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_a_verification_waits_for_a_card_twice(method, unchecked):
+    """Once for the judgement of the logits, once for their laws; no node asks for more."""
+    waits = waits_of_a_verification(EVERY[method])
+    assert waits and max(map(len, waits)) <= 2 and max(waits, key=len)[-1] == "cpu"
+
+
+def test_laws_that_stay_on_a_card_would_be_seen(monkeypatch, unchecked):
+    from specnb import decode
+
+    monkeypatch.setattr(decode, "law_of", lambda context, sampling, logits: sampling.probs(logits))
+    assert max(map(len, waits_of_a_verification(sn.Chain(5)))) > 4
+
+
 def test_on_the_cpu_no_law_is_copied():
     decoding = decoded(sn.Chain(3), torch.clone, 1.0)
     block = decoding.blocks[0]
     assert sn.decode._kept(block) is block
-
-
-def test_rows_of_prompt_lookup_are_moved_once_per_block(monkeypatch, unchecked):
-    """Its rows are made on the CPU; without the move the card's laws would be mixed with them."""
-    from specnb import decode
-    from specnb import verify as module
-
-    def unmoved(tree, *args):
-        monkeypatch.setattr(module, "replace", lambda tree, **_: tree)
-        return module.verify(tree, *args)
-
-    monkeypatch.setattr(decode, "verify", unmoved)
-    with FakeCard(), pytest.raises(RuntimeError, match="same device"):
-        decoded(sn.PromptLookup(), on_card, 1.0)
 
 
 # ----------------------------------------------------------- what needs a GPU, by stand-ins for it
