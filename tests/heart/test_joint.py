@@ -228,3 +228,22 @@ def test_rules_see_the_whole_tree_and_leave_it_as_it_was():
     for seed in range(20):
         sn.verify.verify(tree, laws[0], laws[1:], sn.Draws(seed))
     assert torch.equal(probs, before) and torch.equal(laws, kept)
+
+
+def test_both_rules_share_the_draws_of_their_first_block():
+    """What lesson 08 puts side by side: the same drafts, and the same number for each of them."""
+    apart = 0
+    for seed in range(20):
+        token, block = (
+            [row for row in run(drafter, seed=seed).tokens if row.block == 0 and row.node >= 0]
+            for drafter in (Chain(4), Chain(4, verify="block"))
+        )
+        assert [row.token_id for row in token] == [row.token_id for row in block]
+        numbers = [
+            (mine.uniform, theirs.uniform)
+            for mine, theirs in zip(token, block, strict=True)
+            if mine.uniform is not None
+        ]
+        assert numbers and all(mine == theirs for mine, theirs in numbers)
+        apart += [row.verdict for row in token] != [row.verdict for row in block]
+    assert apart  # or there would be nothing to compare

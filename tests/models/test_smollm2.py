@@ -299,6 +299,10 @@ def test_it_is_exact(real):
         ]
         assert runs[0].token_ids == runs[1].token_ids
         assert runs[0].metrics.block_efficiency > 2
+    levels = sn.Hierarchy(sn.PromptLookup(), sn.SparseSelf(sn.Chunks(4), 32, 4))
+    deep = sn.speculative(sn.Pair(model), rows[-1]["prompt"], drafter=levels, max_new_tokens=40)
+    plain = sn.autoregressive(model, rows[-1]["prompt"], max_new_tokens=40)
+    assert deep.token_ids == plain.token_ids and deep.metrics.acceptance_rate > 0.3
     with torch.no_grad():
         model.module.model.layers[0].mlp.down_proj.weight.zero_()
     assert not first_model._is_equal(model, rows[0]["prompt"])  # generate has lost a layer
