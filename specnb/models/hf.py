@@ -11,11 +11,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from specnb.models import attention, gate, prompts
 from specnb.models.base import PromptTooLong
 from specnb.models.head import AcceptanceHead, read_head
-from specnb.models.llama import Llama, LlamaContext, parts, why_not
+from specnb.models.llama import PIECE, Llama, LlamaContext, parts, why_not
 from specnb.models.pictures import as_picture as as_picture  # for those who import it from here
 from specnb.models.pictures import as_pictures
 from specnb.models.selectors import Selector, need_places
@@ -440,14 +441,31 @@ class HFContext(Watched):
             if name.endswith(PER_TOKEN):
                 given[name] = given[name][:, :n]
         positions = list(range(n))
-        # With images the module finds its own positions, which may have three axes (M-RoPE).
-        raw = self._call(ids[:n], None if given else positions, None, given, keep=1)
+        raw = self._read(ids[:n], positions, given)
         self.places = positions
         deltas = getattr(getattr(model.module, "model", None), "rope_deltas", None)
         if given and deltas is not None:
             self.shift += int(deltas)
         if plan.whole_prompt:
             self._root, self.fed = model.logits(raw)[-1], self.length
+
+    def _read(self, ids: list[int], positions: list[int], given: Mapping[str, Any]) -> Tensor:
+        """Feeds a prompt, a long text in pieces and with a progress bar; the last logits [1, n]."""
+        size = len(ids) if given or self.model.plan.whole_prompt else PIECE
+        firsts = range(0, len(ids), size)
+        bar = tqdm(firsts, unit="piece", leave=False, disable=len(firsts) == 1)
+        for first in bar:
+            part = slice(first, first + size)
+            # With images the module finds its own positions, which may have three axes (M-RoPE).
+            places = None if given else positions[part]
+            raw = self._call(ids[part], places, None, given, keep=1)
+            if not first and not bar.disable:
+                held = sum(
+                    x.nbytes for layer in self.cache.layers for x in (layer.keys, layer.values)
+                )
+                whole = held / size * len(ids) / 1e6
+                bar.set_description(f"reading the prompt into a cache of {whole:,.1f} MB")
+        return raw
 
     @torch.inference_mode()
     def _call(self, tokens, positions, mask, extras, keep) -> Tensor:

@@ -15,6 +15,7 @@ import specnb as sn
 from specnb.bench import architectures
 from specnb.bench.architectures import METHODS, N_TOKENS, PROMPT, Peer, Wrong, judge, picture
 from specnb.bench.families import FAMILIES, WORDS, drafter_of
+from specnb.models import hf
 from specnb.models.hf import HFContext
 
 USED = (
@@ -45,6 +46,42 @@ def loaded(family, root, rows: int = 0) -> tuple[sn.Pair, Peer]:
 def test_a_family_is_exact(name, tmp_path):
     row = judge(FAMILIES[name], tmp_path, certify=False)
     assert row["status"] in ("ok", "chains"), row
+
+
+TEXTS = [name for name in USED if not FAMILIES[name].sees]
+
+
+def read_in_pieces(name, root, monkeypatch) -> float:
+    """How far logits behind a prompt of 60 ids in pieces of 16 are off, of the largest."""
+    folder = FAMILIES[name].build(root / "target", seed=0)
+    given = {"device": "cpu", "dtype": "float32", "certify": False, "runtime": "transformers"}
+    model = sn.load_model(folder, **given)
+    ids = [(7 * i) % 200 + 10 for i in range(60)]
+    found = []
+    for size in (1024, 16):
+        monkeypatch.setattr(hf, "PIECE", size)
+        scores = model.open(ids).forward([5, 9], [-1, 0])
+        found.append(torch.cat([scores.root[None], scores.nodes]))
+    seen = found[0].isfinite()
+    return float((found[1] - found[0])[seen].abs().max() / found[0][seen].abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_long_prompt_is_read_in_pieces(name, tmp_path, monkeypatch, capsys):
+    assert read_in_pieces(name, tmp_path, monkeypatch) < 1e-4
+    assert "reading the prompt into a cache of 0." in capsys.readouterr().err
+
+
+def test_pieces_at_other_positions_would_be_seen(tmp_path, monkeypatch):
+    call = HFContext._call
+
+    def shifted(self, tokens, positions, *more, **given):
+        late = positions and [place + (place >= 32) for place in positions]
+        return call(self, tokens, late if len(tokens) == 16 else positions, *more, **given)
+
+    monkeypatch.setattr(HFContext, "_call", shifted)
+    assert read_in_pieces("llama", tmp_path, monkeypatch) > 1e-3
 
 
 @pytest.mark.parametrize("name", REFUSED)
