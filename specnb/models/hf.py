@@ -441,7 +441,7 @@ class HFContext(Watched):
             if name.endswith(PER_TOKEN):
                 given[name] = given[name][:, :n]
         positions = list(range(n))
-        raw = self._read(ids[:n], positions, given)
+        raw = self._prefill(ids[:n], positions, given)
         self.places = positions
         deltas = getattr(getattr(model.module, "model", None), "rope_deltas", None)
         if given and deltas is not None:
@@ -449,7 +449,7 @@ class HFContext(Watched):
         if plan.whole_prompt:
             self._root, self.fed = model.logits(raw)[-1], self.length
 
-    def _read(self, ids: list[int], positions: list[int], given: Mapping[str, Any]) -> Tensor:
+    def _prefill(self, ids: list[int], positions: list[int], given: Mapping[str, Any]) -> Tensor:
         """Feeds a prompt, a long text in pieces and with a progress bar; the last logits [1, n]."""
         size = len(ids) if given or self.model.plan.whole_prompt else PIECE
         firsts = range(0, len(ids), size)
@@ -460,9 +460,8 @@ class HFContext(Watched):
             places = None if given else positions[part]
             raw = self._call(ids[part], places, None, given, keep=1)
             if not first and not bar.disable:
-                held = sum(
-                    x.nbytes for layer in self.cache.layers for x in (layer.keys, layer.values)
-                )
+                layers: Any = self.cache.layers
+                held = sum(one.keys.nbytes + one.values.nbytes for one in layers)
                 whole = held / size * len(ids) / 1e6
                 bar.set_description(f"reading the prompt into a cache of {whole:,.1f} MB")
         return raw
