@@ -207,7 +207,8 @@ def machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     cores = calibration.cores()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{platform.system()} {platform.machine()}, {kind}, {cores} cores{gpu}{load}"
+    many = f"{cores} core{'s' if cores > 1 else ''}"
+    return f"{platform.system()} {platform.machine()}, {kind}, {many}{gpu}{load}"
 
 
 def kept_to() -> list[str]:

@@ -108,7 +108,7 @@ def _compared(
         return geometric_ratio(sides, "tokens_per_second" if at_cost else "block_efficiency")
 
     every = range(seeds)
-    found: dict[str, Any] = {"drafter": name, "rival": RIVALS[name].words, "sampling": label}
+    found: dict[str, Any] = {"drafter": name, "against": RIVALS[name].words, "sampling": label}
     found |= {"tau": ratio(every), "mbsu": ratio(every, at_cost=True)}
     found["trainings"] = [ratio([seed])["ratio"] for seed in every]
     for side in ("shipped", "rival"):
@@ -137,7 +137,7 @@ def table(figures: dict) -> str:
     for row in figures["rows"]:
         alone = ", ".join(f"{value:.3f}" for value in row["trainings"])
         lines.append(
-            f"| {row['drafter']} | {row['rival']} | {row['sampling']} | {text(row['tau'])} "
+            f"| {row['drafter']} | {row['against']} | {row['sampling']} | {text(row['tau'])} "
             f"| {alone} | {text(row['mbsu'])} |"
         )
     lines += [
@@ -149,7 +149,7 @@ def table(figures: dict) -> str:
         "|---|---|---|" + "---|" * len(WORDS),
     ]
     for row in figures["rows"]:
-        for side, name in (("shipped", row["drafter"]), ("rival", row["rival"])):
+        for side, name in (("shipped", row["drafter"]), ("rival", row["against"])):
             values = " | ".join(text(row[side][word], "value") for word in WORDS)
             tau = text(row[side]["tau"], "value", 2)
             lines.append(f"| {name} | {row['sampling']} | {tau} | {values} |")

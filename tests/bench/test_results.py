@@ -168,7 +168,7 @@ def quoting(text: str) -> list[tuple[str, list[str]]]:
     stored = results.load()
     found, named = [], []
     for part in re.split(r"\n\s*\n", text):
-        here = [name for name in re.findall(r"specnb\.bench (\w+)", part) if name in stored]
+        here = [name for name in re.findall(r"specnb\.bench\s+(\w+)", part) if name in stored]
         here = here or ([*stored] if "RESULTS.md" in part else [])
         if here or named:
             found.append((part, here or named))

@@ -63,4 +63,6 @@ def test_all_trainings_of_a_prompt_are_pooled():
     assert found["mbsu"]["ratio"] == pytest.approx(84 / 70 * (1 + 0.05 * 5) / (1 + 0.1 * 5))
     assert found["shipped"]["seen"]["value"] == 0.5
     text = rivals.table({"n": 1, "seeds": 2, "rows": [found]})
+    assert "blind, equal blocks and steps | greedy | 1.200" in text
+    assert "| blind, equal blocks and steps | greedy | 3.50" in text
     assert "1.200" in text and "1.333, 1.100" in text
