@@ -66,7 +66,8 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
     ),
     "speed_other": (
         "Is it fast on other processors?",
-        "The same measurement on a processor of neither class, such as AVX-512 without bfloat16.",
+        "The same measurement on a processor of neither class, such as AVX-512 without bfloat16. "
+        "Its bars are those of AVX2.",
     ),
     "stopping": (
         "When should a drafter stop?",

@@ -59,6 +59,7 @@ BARS = {  # of the first four, by class of machine
     NARROW: dict(zip(BASES, (2.0, 3.3, 3.2, 4.0), strict=False)),
 }
 AS_PREDICTED = 0.95
+TIMES = ("draft_s", "verify_s")
 
 
 class Run(NamedTuple):
@@ -242,9 +243,13 @@ def with_prefill(base: Sequence[Run], runs: Sequence[Run]) -> dict[str, float]:
 
 
 def machine_class() -> str:
-    """AVX-512 with bfloat16, AVX2, or what torch calls the rest."""
+    """AVX-512 with bfloat16, AVX2, or what torch calls the rest.
+
+    oneDNN takes bfloat16 on every processor with AVX-512; only some of them multiply with it.
+    """
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability.startswith("AVX512") and llama.packs(torch.bfloat16):
+    multiplies = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    if capability.startswith("AVX512") and llama.packs(torch.bfloat16) and multiplies():
         return WIDE
     return {"AVX2": NARROW, "AVX512": "AVX-512"}.get(capability, capability)
 
@@ -432,40 +437,28 @@ def _cell(task, temperature, runs, costs, gamma) -> dict:
         "predicted": statistics.median(predicted),
         "measured": statistics.median(measured),
         "measured / predicted": statistics.median(shares),
-        "where": _where([run.record for run in runs[main]], costs, gamma),
+        "where": _where([run.record for run in runs[main]], gamma),
     }
 
 
-def _where(
-    records: Sequence[sn.Record], costs: Sequence[Mapping[str, float]], gamma: int
-) -> dict[str, float]:
+def _where(records: Sequence[sn.Record], gamma: int) -> dict[str, float]:
     """Where a block's time is: medians over the runs, of blocks in which gamma tokens are drafted.
 
-    A step is all that drafting takes, per forward of the drafter: the forward itself, the
-    distribution, the draw, bookkeeping and what follows the verdict. What is left of the
-    verification beside the target's forward is distributions, acceptance, residual and the record.
+    A draft step is all that drafting takes, per forward of the drafter: the forward itself, the
+    distribution, the draw, bookkeeping and what follows the verdict.
     """
     found = []
-    for record, cost in zip(records, costs, strict=True):
+    for record in records:
         blocks = [block for block in record.blocks if block.n_drafted == gamma]
         if not blocks:
             continue  # an answer that ends in its first block
-        drafting, verifying = (
-            statistics.mean(getattr(b, key) for b in blocks) for key in ("draft_s", "verify_s")
-        )
-        forwards = statistics.mean(b.draft_forwards for b in blocks)
-        whole = drafting + verifying
-        found.append(
-            {
-                "draft_step_us": 1e6 * drafting / forwards,
-                "draft_forward_us": 1e6 * cost["draft"],
-                "draft forwards": forwards * cost["draft"] / whole,
-                "around them": (drafting - forwards * cost["draft"]) / whole,
-                "target forward": cost["block"] / whole,
-                "verify step and record": (verifying - cost["block"]) / whole,
-            }
-        )
-    return {key: statistics.median(one[key] for one in found) for key in (found or [{}])[0]}
+        drafting, verifying = (sum(getattr(b, key) for b in blocks) for key in TIMES)
+        forwards = sum(b.draft_forwards for b in blocks)
+        found.append((1e6 * drafting / forwards, drafting / (drafting + verifying)))
+    if not found:
+        return {}
+    steps, shares = zip(*found, strict=True)
+    return {"draft_step_us": statistics.median(steps), "drafting": statistics.median(shares)}
 
 
 def _costs(pair, item, gamma: int, threads: int, rounds: int = 9) -> dict[str, float]:
@@ -676,8 +669,8 @@ def table(figures: dict) -> str:
             f"measured {cell['measured']:.2f}  measured / predicted "
             f"{cell['measured / predicted']:.2f}"
         )
-        if cell["where"]:
-            lines.append("  " + ", ".join(_parts(cell["where"])))
+        step, share = _step_of(cell)
+        lines.append(f"  draft step, as recorded: {step} us, drafting is {share} of a block")
         heads = "  ".join(f"/ {base[:20]:20}" for base in BASES)
         lines.append(f"  {'method':26} ms/token  tokens/call  {heads}")
         for name, row in cell["rows"].items():
@@ -713,13 +706,11 @@ def table(figures: dict) -> str:
     return "\n".join(lines)
 
 
-SHARES = ("draft forwards", "around them", "target forward", "verify step and record")
-
-
-def _parts(where: Mapping[str, float]) -> list[str]:
-    """A cell's `_where` in words."""
-    step = f"draft step {where['draft_step_us']:.0f} us (forward {where['draft_forward_us']:.0f})"
-    return [step, *(f"{name} {where[name]:.0%}" for name in SHARES)]
+def _step_of(cell: Mapping[str, Any]) -> tuple[str, str]:
+    """A draft step in microseconds, and the share of drafting; older files have none."""
+    where = cell.get("where", {})
+    step, share = where.get("draft_step_us"), where.get("drafting")
+    return ("-" if step is None else f"{step:.0f}"), ("-" if share is None else f"{share:.0%}")
 
 
 def markdown(figures: dict) -> str:
@@ -743,11 +734,12 @@ def markdown(figures: dict) -> str:
         "",
         "c and v are the times of a draft forward and of a target forward over draft length + 1 "
         "tokens, over that of one token; predicted = block efficiency / (v + c draft length) and "
-        "measured are over plain decoding in the same format.",
+        "measured are over plain decoding in the same format. A draft step is all that drafting "
+        "takes per forward, as records show it; drafting is its share of a block's time.",
         "",
         "| task | T | draft length | block efficiency | c | v | predicted | measured | ms per token"
-        ": speculative | plain | `generate` | assisted, at its best |",
-        "|" + "---|" * 12,
+        ": speculative | plain | `generate` | assisted, at its best | draft step, us | drafting |",
+        "|" + "---|" * 14,
     ]
     for cell in cells:
         rows = cell["rows"]
@@ -757,25 +749,7 @@ def markdown(figures: dict) -> str:
             f"| {cell['task']} | {cell['temperature']:g} | {cell['gamma']} | "
             f"{mine['block_efficiency']:.2f} | {cell['c']:.3f} | {cell['v']:.2f} | "
             f"{cell['predicted']:.2f} | {cell['measured']:.2f} | {mine['ms_per_token']:.2f} | "
-            + " | ".join(f"{value:.2f}" for value in ms)
-            + " |"
-        )
-    found = [(cell, cell["where"]) for cell in cells if cell.get("where")]  # not in older files
-    if found:
-        lines += [
-            "",
-            "Where the time of a block is. A draft step is all that drafting takes per forward of "
-            "the drafter, as records show it: the forward, the distribution, the draw, bookkeeping "
-            "and what follows the verdict.",
-            "",
-            f"| task | T | draft step, us | its forward alone, us | {' | '.join(SHARES)} |",
-            "|" + "---|" * (4 + len(SHARES)),
-        ]
-    for cell, where in found:
-        lines.append(
-            f"| {cell['task']} | {cell['temperature']:g} | {where['draft_step_us']:.0f} | "
-            f"{where['draft_forward_us']:.0f} | "
-            + " | ".join(f"{where[name]:.0%}" for name in SHARES)
+            + " | ".join([*(f"{value:.2f}" for value in ms), *_step_of(cell)])
             + " |"
         )
     heads = [f"{cell['task']}, T = {cell['temperature']:g}" for cell in cells]

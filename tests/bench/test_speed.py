@@ -81,19 +81,30 @@ def test_costs_leave_the_contexts_as_they_were(item):
 
 
 def test_where_the_time_of_a_block_is(unchecked):
-    """Blocks of the draft length alone; the four shares are the whole of them."""
+    """Blocks of the draft length alone."""
     rows = [
         SimpleNamespace(n_drafted=4, draft_forwards=5, draft_s=1.0e-3, verify_s=3.0e-3),
         SimpleNamespace(n_drafted=4, draft_forwards=5, draft_s=1.0e-3, verify_s=5.0e-3),
         SimpleNamespace(n_drafted=2, draft_forwards=3, draft_s=9.0e-3, verify_s=9.0e-3),
     ]
-    cost = {"draft": 1e-4, "one": 2e-3, "block": 3e-3}
-    where = speed._where([SimpleNamespace(blocks=rows)], [cost], 4)
-    assert where["draft_step_us"] == pytest.approx(200)
-    assert where["draft_forward_us"] == pytest.approx(100)
-    shares = [where[name] for name in speed.SHARES]
-    assert shares == pytest.approx([0.1, 0.1, 0.6, 0.2]) and sum(shares) == pytest.approx(1)
-    assert speed._where([SimpleNamespace(blocks=rows)], [cost], 3) == {}
+    where = speed._where([SimpleNamespace(blocks=rows)], 4)
+    assert where == {"draft_step_us": pytest.approx(200), "drafting": pytest.approx(0.2)}
+    assert speed._where([SimpleNamespace(blocks=rows)], 3) == {}
+    assert speed._step_of({"where": where}) == ("200", "20%")
+    assert speed._step_of({}) == speed._step_of({"where": {}}) == ("-", "-")
+
+
+def test_a_class_is_told_by_what_the_processor_multiplies_with(monkeypatch):
+    """oneDNN takes bfloat16 wherever there is AVX-512, at the speed of float32 or below."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(llama, "packs", lambda dtype: True)
+    for multiplies, name in ((True, speed.WIDE), (False, "AVX-512")):
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda it=multiplies: it, raising=False
+        )
+        assert speed.machine_class() == name
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert speed.machine_class() == speed.NARROW
 
 
 @pytest.mark.slow
