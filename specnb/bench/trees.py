@@ -41,6 +41,12 @@ from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
 
 TAU, SPEED = "block_efficiency", "tokens_per_second"
+WORDS = {
+    "function": "function words",
+    "named": "attributes named before",
+    "seen": "attributes told for the first time",
+    "all": "all",
+}
 KINDS = ("chain", "RSD-C", "RSD-S", "static tree")
 GOALS = ("block efficiency", "MBSU")
 DEPTHS = (3, 5)
@@ -365,4 +371,85 @@ def table(figures: dict) -> str:
             lines.append(f"{words}  {_shape(row['chosen'])}")
     if "left_out" in figures:
         lines.append(f"left out: {figures['left_out']}")
+    return "\n".join(lines)
+
+
+def _in_words(text: str) -> str:
+    """A method for a table: "length 6", "2,1 x 6" for a 2 and six 1s, "14 nodes, 11 levels"."""
+    drafter: Any = sn.method(text)
+    if isinstance(drafter, sn.Chain):
+        return f"length {drafter.draft_length}"
+    if isinstance(drafter, sn.StochasticBeam):
+        return f"{drafter.width} x {drafter.depth}"
+    if isinstance(drafter, sn.GumbelTopK):
+        first = [n for n in drafter.branching if n > 1]
+        ones = len(drafter.branching) - len(first)
+        tail = ["1" if ones == 1 else f"1 x {ones}"] if ones else []
+        return ",".join([*map(str, first), *tail])
+    nodes, levels = len(drafter.parents), max(sn.tree.depths(drafter.parents))
+    return f"a chain of {levels}" if levels == nodes else f"{nodes} nodes, {levels} levels"
+
+
+def markdown(figures: dict) -> str:
+    """The figures for RESULTS.md."""
+    lines = [
+        f"{RANKS} siblings without replacement at the places where a block begins, T = 1, by what "
+        "the target says there (the embedded pair):",
+        "",
+        "| word | places | first kept | second | third | none of them | second, where the first "
+        "fails |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in figures["ranks"].items():
+        found = row["shares"]
+        second = found[1] / max(1 - found[0], 1e-9)
+        shares_ = [*found[:3], max(0.0, 1 - sum(found)), second]
+        cells = " | ".join(f"{share:.0%}" for share in shares_)
+        lines.append(f"| {WORDS[name]} | {row['n']} | {cells} |")
+    lines += [
+        "",
+        f"At equal depth, {figures['n']} prompts per task: tokens per call, nodes used, and ratios "
+        "over the chain and over the tree of independent draws with the same branching.",
+        "",
+        "| depth | method | tokens per call | nodes used | over the chain | over the other tree |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in figures["depth"]:
+        chain, iid = (row.get(f"against_{key}") for key in ("chain", "iid"))
+        chain = None if row["method"] == "chain" else chain
+        lines.append(
+            f"| {row['depth']} | {row['method']} | {row['block_efficiency']:.2f} | "
+            f"{row['nodes']:.1f} | {_between(chain) if chain else ''} | "
+            f"{_between(iid) if iid else ''} |"
+        )
+    for label, part in figures["budget"].items():
+        timed = part["seconds"]
+        lines += [
+            "",
+            f"**{label}.** At most so many nodes for all, T = 1, {part['prompts']} prompts and "
+            f"{part['seeds']} seeds, all that is chosen chosen on as many others, for the figure "
+            f"in the second column (c = {part['c']:.4f}). Ratios are over the chain of the same "
+            "rows, by that figure. The static tree is the best that `sn.best_tree` makes of "
+            "measured ranks. Chain, RSD-C and static tree are replayed on texts of the target, "
+            "RSD-S decodes; in brackets, what was decoded as well.",
+            "",
+            "| nodes | chosen for | method | shape | tokens per call | MBSU | drafter forwards "
+            f"| nodes used | over the chain |{' ms per token | in seconds |' * timed}",
+            "|---|---|---|---|---|---|---|---|---|" + "---|---|" * timed,
+        ]
+        for row in part["lines"]:
+            ratio = "" if row["kind"] == "chain" else _between(row["ratio"])
+            told = f"{row['block_efficiency']:.2f}"
+            if row["decoded"] and row["kind"] != "RSD-S":
+                told += f" ({row['decoded']:.2f})"
+            words = (
+                f"| {row['budget']} | {row['goal']} | {row['kind']} | {_in_words(row['chosen'])} "
+                f"| {told} | {row['mbsu']:.2f} | {row['forwards']:.1f} | {row['nodes']:.1f} "
+                f"| {ratio} |"
+            )
+            if timed:
+                words += f" {row['ms_per_token']:.2f} | {_between(row['ratio_seconds'])} |"
+            lines.append(words)
+    if "left_out" in figures:
+        lines += ["", f"Left out: {figures['left_out']}."]
     return "\n".join(lines)

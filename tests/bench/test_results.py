@@ -107,6 +107,7 @@ def test_the_speed_bench_prints_its_tables():
     cells = [
         {"task": task, "temperature": t, "gamma": 5, "c": 0.1, "v": 1.5, "predicted": 1.7}
         | {"measured": 1.8, "measured / predicted": 1.06, "fastest": "speculative 5"}
+        | {"where": {"draft_step_us": 210.0, "drafting": 0.2}}
         | {"rows": {name: row(number + 0.25) for number, name in enumerate(names)}}
         for t in speed.TEMPERATURES
         for task in speed.TASKS
@@ -130,7 +131,7 @@ def test_the_speed_bench_prints_its_tables():
     stored |= {"command": "x", "date": "2026-01-01"}
     assert results.bars(stored)[0] == ("plain", 2.0)
     widths = {len(line.split("|")) for line in text.splitlines() if line.startswith("| caption")}
-    assert widths == {14}
+    assert widths == {16} and text.count("| 210 | 20% |") == 6
 
 
 def test_speed_is_kept_by_class_of_machine(monkeypatch):
