@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -415,3 +416,29 @@ def test_every_setting_is_in_the_docstring(cls):
     """The API reference shows the docstring of a class and not that of its private base."""
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     assert not [name for name in names if not re.search(rf"\b{name}\b", vars(cls)["__doc__"])]
+
+
+@pytest.mark.weights
+def test_an_id_knows_a_checkpoint_and_all_of_the_data(tmp_path, monkeypatch):
+    """A drafter trained on, or a stored result that a lesson reads, gives another run."""
+    from specnb.batch import plan
+
+    def ids():
+        given = {"drafter_checkpoint": "mine"}
+        (run,) = batch.plan_of(["05_training_a_drafter"], [given], base=tmp_path).runs
+        return run.id
+
+    shutil.copytree(plan.paths.DATA / "models" / "drafter", tmp_path / "mine")
+    data = tmp_path / "data"
+    (data / "results").mkdir(parents=True)
+    monkeypatch.setattr(plan.paths, "DATA", data)
+    seen = [ids()]
+    with (tmp_path / "mine" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"1")
+    seen.append(ids())
+    (data / "results" / "drafters.json").write_text("{}")
+    seen.append(ids())
+    assert len(set(seen)) == 3
+    (data / "results" / "README.md").write_text("what is said about it")
+    assert ids() == seen[-1]

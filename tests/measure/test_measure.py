@@ -396,3 +396,20 @@ def test_times_of_another_processor_are_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "processor", lambda: "another one")
     assert measured(path)[1] == 8
     assert measured(path, timed=False)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Chain(10)", "length 10"),
+        ("StochasticBeam(3, 10)", "3 x 10"),
+        ("GumbelTopK((2, 1, 1, 1))", "2,1 x 3"),
+        ("GumbelTopK((2, 2, 1))", "2,2,1"),
+        ("GumbelTopK((1, 1, 1))", "1 x 3"),
+        ("GumbelTopK((8,))", "8"),
+        ("StaticTree((-1, 0, 1))", "a chain of 3"),
+        ("StaticTree((-1, -1, 0, 2))", "4 nodes, 3 levels"),
+    ],
+)
+def test_shapes_in_words(text, words):
+    assert trees._in_words(text) == words
