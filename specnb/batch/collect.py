@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specnb.batch.execute import read_row
+from specnb.batch.execute import execute_notebook, read_row
 from specnb.batch.scheduler import PLAN
 from specnb.files import finite, missing_words, write_whole
 from specnb.paths import NOTEBOOKS, ROOT, need_share
@@ -119,7 +119,7 @@ def report(folder: str | Path) -> Path:
     collect(folder)
     executed = folder / "report.ipynb"
     try:
-        papermill.execute_notebook(
+        execute_notebook(
             str(NOTEBOOKS / "90_report.ipynb"),
             str(executed),
             parameters={"folder": str(folder)},

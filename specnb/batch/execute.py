@@ -29,6 +29,8 @@ FAILED = "**This run failed**"  # the first words of what is kept of one
 WATCH_S = 1.0
 EXECUTED = "executed.ipynb"
 WORK = ".work-"  # how a run's own folder begins while it is under way
+STARTS = 3  # of its kernel, before a run is given up
+DIED_EARLY = "Kernel died before replying to kernel_info"  # jupyter_client's words, its only sign
 
 
 def prepare(threads: int | None, parent: int | None = None) -> None:
@@ -84,10 +86,6 @@ def write_row(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
     """Runs the notebook and keeps it, with its error where it fails; what its row gets to know."""
-    import papermill
-
-    # It would warn of parameters that it cannot read line by line; they are judged already, by ast.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     look_anew()
     if identity(run.notebook, run.parameters) != run.id:
         raise RuntimeError("code, notebook, data or versions here are not those of the plan")
@@ -97,7 +95,7 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
     ):
         executed, result = Path(work) / EXECUTED, Path(work) / f"{run.notebook.stem}.json"
         try:
-            papermill.execute_notebook(
+            execute_notebook(
                 str(run.notebook),
                 str(executed),
                 parameters={**run.given, "out_dir": work},
@@ -127,6 +125,25 @@ def _executed(run: Run, folder: Path, deadline: float) -> dict[str, Any]:
         body = executed.read_text(encoding="utf-8")
         write_whole(folder / f"{run.id}.ipynb", body)
         return found | {"cell_seconds": round(_cell_seconds(body), 2)}
+
+
+def execute_notebook(*notebooks: str, **how: Any) -> None:
+    """papermill's `execute_notebook`; a kernel that dies in its start is started again.
+
+    Its ports are chosen before it runs and bound when it does, seconds later; where several start
+    side by side, one may find its port taken. No cell has run by then.
+    """
+    import papermill
+
+    # It would warn of parameters that it cannot read line by line; they are judged already, by ast.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for start in range(1, STARTS + 1):
+        try:
+            papermill.execute_notebook(*notebooks, **how)
+            return
+        except RuntimeError as error:
+            if str(error) != DIED_EARLY or start == STARTS:
+                raise
 
 
 @contextmanager

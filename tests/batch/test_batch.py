@@ -34,7 +34,7 @@ from specnb.batch import (
     read_sweep,
     scheduler,
 )
-from specnb.batch.execute import execute, finished, read_row
+from specnb.batch.execute import DIED_EARLY, execute, finished, read_row
 from specnb.bench.batch import CUT
 
 PARAMETERS = "draft_length: int = 4\ntemperature: float = 0.0\nseed: int = 0\nout_dir: str = ''"
@@ -868,6 +868,29 @@ def test_one_that_never_ends_is_ended(tmp_path):
     (row,) = batch.sweep(made, tmp_path / "out")
     assert row["status"] == "failed" and "timed out" in row["error"]
     assert time.monotonic() - start < 30
+
+
+# Python runs it in its own start, here to end kernels before they answer; `starts` counts them.
+DIES_EARLY = """import os, pathlib, sys
+if "ipykernel_launcher" in sys.orig_argv:
+    starts = pathlib.Path(__file__).with_name("starts")
+    starts.write_text(starts.read_text() + "+")
+    if len(starts.read_text()) < FROM:
+        os._exit(1)"""
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("good", [2, 3, 4])
+def test_a_kernel_that_dies_in_its_start_is_started_again(tmp_path, good):
+    (tmp_path / "starts").write_text("")
+    (tmp_path / "sitecustomize.py").write_text(DIES_EARLY.replace("FROM", str(good)))
+    made = plan_of([make_notebook(tmp_path, "a", WRITES)])
+    (row,) = batch.sweep(made, tmp_path / "out")
+    assert len((tmp_path / "starts").read_text()) == min(good, 3)
+    assert row["attempt"] == 1  # it costs no attempt: the notebook had no part in it
+    assert (row["status"], row["error"]) == (
+        ("ok", "") if good <= 3 else ("failed", f"RuntimeError: {DIED_EARLY}")
+    )
 
 
 @pytest.mark.notebook

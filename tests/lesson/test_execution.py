@@ -15,6 +15,7 @@ from places import REAL, ROOT
 
 from specnb import batch
 from specnb.batch import configs
+from specnb.batch.execute import execute_notebook
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in PATHS if not path.stem.startswith("9")]  # 9x are reports
@@ -120,9 +121,9 @@ def test_a_planted_bug_is_noticed(path, tmp_path):
     book.cells.insert(3, nbformat.v4.new_code_cell(bug))
     nbformat.write(book, tmp_path / path.name)
     with pytest.raises(papermill.PapermillExecutionError) as caught:
-        papermill.execute_notebook(
-            tmp_path / path.name,
-            tmp_path / "out.ipynb",
+        execute_notebook(
+            str(tmp_path / path.name),
+            str(tmp_path / "out.ipynb"),
             parameters=PAIR,
             cwd=ROOT,
             progress_bar=False,
