@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ bench = sn.live.workbench(pair, items, cfg, views={views!r})
 bench""",
 )
 OTHERS = ("figures", "time", "tree", "laws")
+# Seconds of the kernel's own clock within the last press; the status line has the whole to 0.1 s.
+PARTS = """{
+    "prompt": bench._record.prefill_s,
+    "speculative decoding": bench._record.seconds,
+    "plain decoding": (lambda run: run.prefill_s + run.seconds)(
+        bench._session.plain(bench.request)
+    ),
+    "kernel": float(bench.page.status.value.rsplit("shown after ", 1)[1].split()[0]),
+}"""
 # When each view changed after the last key press; painted means in the next frame.
 WATCH = """() => {
   const state = name => {
@@ -60,6 +69,11 @@ WATCH = """() => {
 }"""
 DONE = """names => { const after = (window.__watch || {}).after || {};
   return names.every(name => after[name] > 0); }"""
+
+
+def stored_as() -> str:
+    """The subject under which figures of this class of machine are kept, beside other classes."""
+    return "live" if machine_class() == WIDE else "live_other"
 
 
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict[str, Any]:
@@ -95,7 +109,7 @@ def _in_page(sheet, lab, views: tuple[str, ...], presses: int) -> dict[str, Any]
     page.evaluate(WATCH % list(views))
     handle = page.locator(".snb-workbench .snb-set-draft-length .noUi-handle").first
     took: dict[str, list[float]] = {name: [] for name in views}
-    lengths, tokens, way = [], [], "ArrowRight"
+    lengths, tokens, parts, way = [], [], [], "ArrowRight"
     for press in range(presses):
         # A fresh seed, set without a run of its own: the press is the first to decode with it.
         kernel.run(f"with bench.page.silent(): bench.drawing['seed'].value = {1000 + press}")
@@ -110,6 +124,7 @@ def _in_page(sheet, lab, views: tuple[str, ...], presses: int) -> dict[str, Any]
             took[name].append(after[name])
         lengths.append(kernel.value("bench.a.controls['draft_length'].value"))
         tokens.append(kernel.value("len(bench._record.token_ids)"))
+        parts.append(kernel.value(PARTS) | {"all": max(after.values()) / 1e3})
         assert lengths[-1] != at, "the press did not reach the kernel"
     assert not sheet.foreign and not sheet.errors, (sheet.foreign, sheet.errors)
     kernel.close()
@@ -118,6 +133,17 @@ def _in_page(sheet, lab, views: tuple[str, ...], presses: int) -> dict[str, Any]
         "views": {name: _spread(values) for name, values in took.items()},
         "draft_lengths": [min(lengths), max(lengths)],
         "median_tokens": statistics.median(tokens),
+        "where": _where(parts),
+    }
+
+
+def _where(presses: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean milliseconds of a press until the last view has changed, by what they went into."""
+    mean = {name: 1e3 * statistics.fmean(one[name] for one in presses) for name in presses[0]}
+    decoding = {name: mean[name] for name in mean if name not in ("kernel", "all")}
+    return decoding | {
+        "the kernel's drawing": mean["kernel"] - sum(decoding.values()),
+        "server and browser": mean["all"] - mean["kernel"],
     }
 
 
@@ -169,5 +195,14 @@ def table(figures: Mapping[str, Any]) -> str:
             f"{figures['machine']}; {figures['presses']} presses each, draft lengths {least} to "
             f"{most}, {ran['median_tokens']:.0f} new tokens (median). At most, in nine of ten: "
             f"{said}.",
+            *_parts(ran.get("where")),
         ]
     )
+
+
+def _parts(where: Mapping[str, float] | None) -> list[str]:
+    """Where the time of a press is, in words; older figures do not hold it."""
+    if not where:
+        return []
+    words = ", ".join(f"{name} {ms:.0f}" for name, ms in where.items())
+    return ["", f"Of a press on the shipped panel until all is shown, mean ms: {words}."]

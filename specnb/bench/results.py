@@ -28,7 +28,7 @@ PAGE = ROOT / "RESULTS.md"
 PACKAGES = ("torch", "transformers", "numpy")
 # What stands in RESULTS.md first; whatever else is stored follows by name.
 ORDER = ("exactness", "quality", "speed", "speed_avx2", "speed_other", "stopping", "trees")
-ORDER += ("architectures", "first_model", "live", "batch")
+ORDER += ("architectures", "first_model", "live", "live_other", "batch")
 HEAD = """# Results
 
 Written by `python -m specnb.bench results` from the files in `data/results/`; do not edit it by
@@ -91,6 +91,11 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
         "How fast does the panel follow?",
         "One browser on one machine, 40 presses; two cores serve browser, server and kernel "
         "together.",
+    ),
+    "live_other": (
+        "How fast does the panel follow on other processors?",
+        "The same measurement on a processor without bfloat16 instructions; its bars are those of "
+        "AVX2.",
     ),
     "batch": ("What do sweeps cost, and what do they survive?", "Three rounds, eleven kills."),
     "before": ("How fast is this code beside an earlier commit's?", ""),

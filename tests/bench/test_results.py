@@ -136,13 +136,17 @@ def test_the_speed_bench_prints_its_tables():
 
 def test_speed_is_kept_by_class_of_machine(monkeypatch):
     """A smaller processor's figures stand beside those of the larger one, with how they came."""
-    from specnb.bench import AVX2, speed
+    from specnb.bench import AVX2, live, speed
 
-    names = []
+    names, panels = [], []
     for kind in (speed.WIDE, speed.NARROW, "AVX-512"):
-        monkeypatch.setattr(speed, "machine_class", lambda kind=kind: kind)
+        for module in (speed, live):
+            monkeypatch.setattr(module, "machine_class", lambda kind=kind: kind)
         names.append(speed.stored_as())
-    assert names == ["speed", "speed_avx2", "speed_other"] and results.ABOUT.keys() >= {*names}
+        panels.append(live.stored_as())
+    assert names == ["speed", "speed_avx2", "speed_other"]
+    assert panels == ["live", "live_other", "live_other"]
+    assert results.ABOUT.keys() >= {*names, *panels}
     for name in AVX2:
         monkeypatch.delenv(name, raising=False)
     assert results.kept_to() == []

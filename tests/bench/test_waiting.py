@@ -31,3 +31,16 @@ def test_bars_are_of_the_class_that_was_measured(machine, strip, other):
 
 def test_a_slower_class_has_no_stricter_bars():
     assert live.passed(of("AVX-512", 280, 650)) and not live.passed(of(WIDE, 280, 650))
+
+
+def test_where_the_time_of_a_press_is_adds_up():
+    press = {"prompt": 0.04, "speculative decoding": 0.2, "plain decoding": 0.4}
+    where = live._where([press | {"kernel": 0.7, "all": 1.0}, press | {"kernel": 0.8, "all": 1.3}])
+    assert where["the kernel's drawing"] == pytest.approx(110)
+    assert where["server and browser"] == pytest.approx(400)
+    assert sum(where.values()) == pytest.approx(1150)
+    figures = of(WIDE, 200, 450)
+    figures["as shipped"]["where"] = where
+    assert "plain decoding 400, the kernel's drawing 110, server and browser 400." in live.table(
+        figures
+    )
