@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import specnb as sn
 from specnb.bench import KEPT, runs_as
-from specnb.bench.quality import word_classes
 from specnb.measure import Row, RowCache, costed, geometric_ratio, interval, row_of, turns
 from specnb.measure.rows import Setting, method_key, models_of, prompt_key
 from specnb.measure.runner import decode
 from specnb.scenes import TASKS, examples
+from specnb.scenes.words import WORDS, word_classes
 
 ABOUT = (
     "Intervals are over prompts. Where a table has a line per recipe, every recipe was trained "
@@ -37,7 +37,6 @@ TEMPERATURES = {"greedy": 0.0, "T = 1": 1.0}
 DRAFT_LENGTH = 5
 MOST_NEW_TOKENS = 110
 VOCABULARIES = (64, 96, 128, 192, 256)
-WORDS = ("function", "named", "seen")
 QUOTING = ("conversation", "science")  # their prompts hold what answers repeat
 
 

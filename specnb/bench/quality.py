@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 import specnb as sn
 from specnb.bench import runs_as
 from specnb.measure import costed, interval, pooled, row_of
-from specnb.record import TokenRow
 from specnb.scenes import TASKS, Example, attribute_of, blank, examples, is_right, score
+from specnb.scenes.words import word_classes
 from specnb.scenes.world import COLOURS, KINDS
 
 UNSEEN_SEED = 7  # scenes for the quality of the target; the evaluation sets are seed 0
@@ -162,40 +162,6 @@ def drafter_quality(pair: sn.Pair, n: int, draft_length: int = 5) -> dict:
                     [row.draft_entropy for row in rows], [row.accept_prob for row in rows]
                 )
     return figures
-
-
-def word_classes(runs, items) -> dict[str, list[bool]]:
-    """Examined drafts by what stood there in the end: did the drafter get that word?
-
-    "seen" words tell an attribute that neither prompt nor earlier text has named, "named" ones
-    repeat it, all others are "function" words. A place where a draft was rejected belongs to the
-    class of the word that the target put there.
-    """
-    classes: dict[str, list[bool]] = {"function": [], "seen": [], "named": []}
-    for run, item in zip(runs, items, strict=True):
-        for row, name in classed(run, item):
-            classes[name].append(row.verdict == "accepted")
-    return {name: values for name, values in classes.items() if values}
-
-
-def classed(run: sn.Record, item: Example) -> list[tuple[TokenRow, str]]:
-    """The emitted tokens where a draft was examined, each with the class of its word."""
-    examined = {(r.block, r.depth) for r in run.tokens if r.verdict in ("accepted", "rejected")}
-    rows = zip(run.emitted, classes_along(run, item), strict=True)
-    return [(row, name) for row, name in rows if (row.block, row.depth) in examined]
-
-
-def classes_along(run: sn.Record, item: Example) -> list[str]:
-    """The class of the word at every token of a text, also where no draft was examined."""
-    earlier = set(item.prompt.lower().replace("?", " ").replace(".", " ").split())
-    found = []
-    for row in run.emitted:
-        word = row.text.strip().lower()
-        found.append("function")
-        if attribute_of(word):
-            found[-1] = "named" if word in earlier else "seen"
-        earlier.add(word)
-    return found
 
 
 @torch.inference_mode()

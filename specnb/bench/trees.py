@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 import specnb as sn
 from specnb import theory
 from specnb.bench import KEPT
-from specnb.bench.quality import classed
 from specnb.drafters import Drafter
 from specnb.measure import (
     Row,
@@ -39,6 +38,7 @@ from specnb.measure.rollouts import RANKS, Stored
 from specnb.measure.runner import Name, decode
 from specnb.paths import ROOT
 from specnb.scenes import TASKS, examples
+from specnb.scenes.words import classed
 
 TAU, SPEED = "block_efficiency", "tokens_per_second"
 WORDS = {

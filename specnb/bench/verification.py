@@ -26,7 +26,6 @@ import torch
 import specnb as sn
 from specnb import decode, theory, tuning
 from specnb.bench import KEPT, running_as
-from specnb.bench.quality import classed
 from specnb.bench.trees import BEAMS, RANKS, REAL, STORIES, branchings, parents_of
 from specnb.drafters import Drafter
 from specnb.measure import (
@@ -44,6 +43,7 @@ from specnb.models import calibration
 from specnb.models.load import EMBEDDED
 from specnb.record import accepted_lengths, joint_acceptance
 from specnb.scenes import TASKS, examples
+from specnb.scenes.words import classed
 
 ABOUT = (
     "Ratios are paired by prompt. Expectations on the same drafts are over the uniform numbers "
