@@ -20,13 +20,14 @@ from typing import Any
 from specnb import arguments, paths
 from specnb.batch import export
 from specnb.batch.collect import collect, report
-from specnb.batch.estimate import estimates, positions
+from specnb.batch.estimate import by_word, estimates, positions
 from specnb.batch.plan import Plan, plan_of, read_sweep
 from specnb.batch.scheduler import carry_out, cluster, finished
 from specnb.files import write_whole
 
 __all__ = [
     "Plan",
+    "by_word",
     "collect",
     "estimates",
     "main",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 APART = ("summary.json", PLAN)  # not a row
-TEXTS = ("task", "method", "accepted_lengths")
+TEXTS = ("task", "method", "accepted_lengths", "kept_by_word")
 NUMBERS = ("budget", "prompt", "tokens", "target_calls", "drafted", "accepted")
 NUMBERS += ("seconds", "plain_seconds", "plain_tokens")
 

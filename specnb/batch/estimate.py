@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from specnb.measure.stats import by_prompt, ends, how_often
+from specnb.scenes.words import WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SUMS = ["tokens", "target_calls", "seconds", "plain_seconds", "plain_tokens"]
 LENGTHS = "accepted_lengths"
+BY_WORD = "kept_by_word"
+SAID = re.compile(r"(\w+) (\d+)/(\d+)")  # "function 9/10, seen 1/4"
 FILE = "param.prompts"
 
 
@@ -72,6 +76,38 @@ def positions(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
                 value = float(whole[place] / whole[before])
                 line |= {name: value, f"{name}_low": low, f"{name}_high": high}
             lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def by_word(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Acceptance by class of word (`specnb.scenes.words`); one line per group and class.
+
+    `share`: drafts kept / drafts examined, of `examined` places where the text has a word of that
+    class, with its 95 % interval, as of `estimates`; a class that a group never met has no line.
+    Lines without `kept_by_word` are left out; ValueError where no line has any.
+    """
+    import pandas as pd
+
+    if BY_WORD not in table or not table[BY_WORD].fillna("").astype(bool).any():
+        raise ValueError(f"table: no line has {BY_WORD!r}; run a sweep on the built-in tasks")
+    known = table[table[BY_WORD].fillna("").astype(bool)]
+    lines = []
+    for key, group in known.groupby(list(by), dropna=False):
+        counted = [
+            {word: (int(kept), int(n)) for word, kept, n in SAID.findall(text)}
+            for text in group[BY_WORD]
+        ]
+        for word in WORDS:
+            pairs = np.array([found.get(word, (0, 0)) for found in counted], float)
+            sums = by_prompt(_prompts(group), pairs)
+            kept, examined = sums.sum(0)
+            if not examined:
+                continue
+            drawn = how_often(len(sums)) @ sums
+            low, high = ends(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12))
+            line = dict(zip(by, key, strict=True)) | {"word": word, "n": len(sums)}
+            line |= {"examined": int(examined), "share": kept / examined}
+            lines.append(line | {"share_low": low, "share_high": high})
     return pd.DataFrame(lines)
 
 

@@ -260,8 +260,9 @@ def rows_of(
 
 def _row(pair, item, drafter, sampling, asked: str, seed: int) -> DraftRow:
     run = decode(pair, item, drafter, sampling=sampling, max_new_tokens=MOST_NEW_TOKENS, seed=seed)
-    classes = word_classes([run], [item])
+    classes = word_classes([run], [item.prompt])
     figures = row_of(run, asked, seed)._asdict()
+    del figures["words"]  # here they are numbers
     for name in WORDS:
         hits = classes.get(name, [])
         figures |= {name: len(hits), f"{name}_right": sum(hits)}
@@ -301,7 +302,8 @@ def share(rows: Sequence[Any], above: str, below: str) -> dict[str, float]:
 
 def plain_rows(rows: Sequence[DraftRow]) -> list[Row]:
     """Without the word classes."""
-    return [Row._make(row[: len(Row._fields)]) for row in rows]
+    shared = set(Row._fields) & set(DraftRow._fields)
+    return [Row(**{name: getattr(row, name) for name in shared}) for row in rows]
 
 
 def _cells(rows: Rows, costs: Mapping[str, float]) -> list[dict[str, Any]]:

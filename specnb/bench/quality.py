@@ -144,7 +144,7 @@ def drafter_quality(pair: sn.Pair, n: int, draft_length: int = 5) -> dict:
                 )
             emitted = [len(run.token_ids) for run in runs]
             calls = [len(run.blocks) for run in runs]
-            classes = word_classes(runs, items)
+            classes = word_classes(runs, [item.prompt for item in items])
             key = "greedy" if temperature == 0 else "sampled"
             figures.setdefault(task, {})[key] = {
                 "block_efficiency": sum(emitted) / sum(calls),

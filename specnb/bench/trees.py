@@ -118,7 +118,7 @@ def _ranks_by_word(pair, prompts) -> dict[str, dict]:
     for number, item in enumerate(tqdm(prompts, desc="ranks by word", leave=False)):
         run = decode(pair, item, sn.GumbelTopK((RANKS,)), sampling=ONE, seed=number)
         rank = {place.block: place.rank for place in places_of(run)}
-        for row, name in classed(run, item):
+        for row, name in classed(run, item.prompt):
             found.setdefault(name, []).append(rank[row.block])
     found["all"] = [rank for name in list(found) for rank in found[name]]
     return {name: {"n": len(r), "shares": shares(r, RANKS)} for name, r in found.items()}

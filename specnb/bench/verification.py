@@ -340,7 +340,7 @@ def positions(pair: sn.Pair, n: int, draft_length: int = 5) -> dict:
             )
         figures[task] = by_position(runs, draft_length)
         for run, item in zip(runs, items, strict=True):
-            for row, name in classed(run, item):
+            for row, name in classed(run, item.prompt):
                 at = classes.setdefault(name, {}).setdefault(row.depth, [])
                 at.append(row.verdict == "accepted")
     figures["classes"] = {

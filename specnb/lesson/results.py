@@ -52,6 +52,7 @@ def measure(
                 "drafted": row.drafted,
                 "accepted": row.accepted,
                 "accepted_lengths": row.lengths,
+                "kept_by_word": row.words,
                 "seconds": row.seconds,
                 "plain_seconds": alone.seconds,
                 "plain_tokens": alone.tokens,

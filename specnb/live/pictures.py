@@ -34,6 +34,7 @@ class PictureChoice:
     image: Any
     prompts: Mapping[str, str]
     large: Any = None  # the same, drawn larger for the reader
+    is_scene: bool = False  # of the picture world
 
 
 def choice_of(item: Any) -> PictureChoice:
@@ -46,7 +47,7 @@ def choice_of(item: Any) -> PictureChoice:
     others = (scenes.example(task, number) for task in scenes.TASKS)
     prompts = {other.task: other.prompt for other in others if other.scene == scene}
     prompts = {item.task: item.prompt} | prompts | {item.task: item.prompt}  # its own first
-    return PictureChoice(item.image, prompts, scenes.render(scene, 384))
+    return PictureChoice(item.image, prompts, scenes.render(scene, 384), is_scene=True)
 
 
 class PictureChooser(w.VBox):
@@ -94,6 +95,12 @@ class PictureChooser(w.VBox):
     def image(self) -> Any:
         """The chosen picture as the models see it."""
         return self._choices[self._chosen].image
+
+    @property
+    def about_scene(self) -> str:
+        """The prompt, where it is one of a scene's own; else empty."""
+        is_own = self.task.value != OWN_WORDS and self._choices[self._chosen].is_scene
+        return self.prompt.value if is_own else ""
 
     def fit(self, sees: bool) -> None:
         """For a target that sees pictures, or for one that reads text only."""

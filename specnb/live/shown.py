@@ -29,6 +29,7 @@ class Shown:
     so_far: bool = False  # the run is under way
     plain: Record | None = None  # the run without drafts, as far as it is there
     has_draft_model: bool = True
+    prompt: str = ""  # of an answer about the picture world, whose words have classes
     decoding: Decoding | None = None  # this and the next: of the token pointed at
     row: TokenRow | None = None
     place: str = ""  # of the token among all, in words
@@ -44,7 +45,7 @@ def _tokens(shown: Shown) -> Any:
 
 
 def _figures(shown: Shown) -> str:
-    table = views.figures(shown.records, shown.plain)._repr_html_()
+    table = views.figures(shown.records, shown.plain, prompt=shown.prompt)._repr_html_()
     return table + ("" if shown.has_draft_model else line(NO_RATIO))
 
 

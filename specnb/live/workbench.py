@@ -172,6 +172,11 @@ class Workbench(w.VBox):
         state |= {name: round(control.value, 2) for name, control in self.drawing.items()}
         return state | {"picture": self.chooser.number}
 
+    @property
+    def _about_scene(self) -> str:
+        """The prompt, where a model with eyes is asked about a scene of the picture world."""
+        return self.chooser.about_scene if self._session.pair.target.sees_images else ""
+
     def _words(self) -> str:
         state = self.state
         words = [state["method"]]
@@ -306,7 +311,7 @@ class Workbench(w.VBox):
         def show_grown() -> None:
             for view in views_of(TOKEN):  # else those of the run before would stand there
                 self.views[view].value = ""
-            shown = Shown({name: run.record()}, so_far=True)
+            shown = Shown({name: run.record()}, so_far=True, prompt=self._about_scene)
             for needs in (RUN, BESIDE):
                 self._draw(needs, shown)
             self._show_short(shown.records)
@@ -351,7 +356,7 @@ class Workbench(w.VBox):
             both = records()
             self._show("aligned", views.aligned(both, title=f"{title} (so far)"), so_far=True)
             self._show_short(both)
-            self._draw(BESIDE, Shown(both, so_far=True))
+            self._draw(BESIDE, Shown(both, so_far=True, prompt=self._about_scene))
 
         yield from stepped(runs, show_grown)
         both = records()
@@ -364,7 +369,8 @@ class Workbench(w.VBox):
         has_draft_model = self._session.pair.draft is not None
 
         def shown(plain: Record, so_far: bool = False) -> None:
-            self._draw(BESIDE, Shown(records, so_far, plain, has_draft_model))
+            prompt = self._about_scene
+            self._draw(BESIDE, Shown(records, so_far, plain, has_draft_model, prompt=prompt))
 
         for run in self._session.plain_in_steps(request):
             show_grown = partial(self._show_plain_grown, shown, run)

@@ -27,6 +27,7 @@ from specnb.models.pictures import as_pictures
 from specnb.paths import PACKAGE
 from specnb.record import Record
 from specnb.sampling import Sampling
+from specnb.scenes.words import word_classes
 
 DRAFT_COST = 1 / 7  # of a target call: what a draft costs a 7B target whose drafter has 1B
 # What computes no figure: pictures, controls, and what only starts runs or measures them.
@@ -46,6 +47,7 @@ class Row(NamedTuple):
     forwards: int  # of the drafter
     seconds: float  # without prefill
     lengths: str = ""  # how many calls with drafts kept 0, 1, 2 ... of them: "4 1 7"
+    words: str = ""  # kept of examined by class of word, on a scene: "function 9/10, seen 1/4"
 
 
 def row_of(record: Record, prompt: str = "", seed: int = 0) -> Row:
@@ -63,6 +65,17 @@ def row_of(record: Record, prompt: str = "", seed: int = 0) -> Row:
         seconds=record.seconds,
         lengths=lengths_of(block.n_accepted for block in blocks if block.n_drafted),
     )
+
+
+def words_of(record: Record, item: Any) -> str:
+    """Kept of examined drafts by class of word, in one text: "function 9/10, seen 1/4".
+
+    Empty where the item has no scene of the picture world: elsewhere words have no classes.
+    """
+    if getattr(item, "scene", None) is None:
+        return ""
+    found = word_classes([record], [item.prompt]).items()
+    return ", ".join(f"{name} {sum(kept)}/{len(kept)}" for name, kept in found)
 
 
 def lengths_of(kept: Iterable[int]) -> str:

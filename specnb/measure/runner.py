@@ -10,7 +10,16 @@ from tqdm.auto import tqdm
 from specnb.arguments import SEED_MOST, shown
 from specnb.decode import autoregressive, speculative
 from specnb.drafters import Drafter, NoDraft
-from specnb.measure.rows import Row, RowCache, Setting, method_key, models_of, prompt_key, row_of
+from specnb.measure.rows import (
+    Row,
+    RowCache,
+    Setting,
+    method_key,
+    models_of,
+    prompt_key,
+    row_of,
+    words_of,
+)
 from specnb.models.base import Pair
 from specnb.record import Record
 from specnb.sampling import Sampling
@@ -103,7 +112,9 @@ def in_turns(
                     max_new_tokens=max_new_tokens,
                     seed=seed,
                 )
-                row = row_of(run, asked[number], seed)
+                row = row_of(run, asked[number], seed)._replace(
+                    words=words_of(run, prompts[number])
+                )
                 if kept is not None:
                     kept.add(key, row)
             found[name].append(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from itertools import zip_longest
+from statistics import fmean
 from typing import Any
 
 from specnb.record import (
@@ -14,6 +15,7 @@ from specnb.record import (
     accepted_lengths,
     joint_acceptance,
 )
+from specnb.scenes.words import WORDS, word_classes
 from specnb.views.canvas import Html
 from specnb.views.style import summary
 from specnb.views.tokens import HINT, rest, style_sheet, token_cell
@@ -88,23 +90,29 @@ def wasted(record: Record) -> int:
     return sum(row.verdict in ("rejected", "unexamined") for row in record.tokens)
 
 
-def figures(records: Mapping[str, Record], plain: Record | None = None) -> Html:
+def figures(
+    records: Mapping[str, Record], plain: Record | None = None, *, prompt: str = ""
+) -> Html:
     """The metrics of every run as a table, against plain decoding where that is given.
 
     "Times as fast" is plain decoding's time per token / the run's, without prefill, measured once.
+    With the `prompt` of answers about the picture world acceptance stands there by kind of word,
+    too (`specnb.scenes.words`).
     """
-    columns: dict[str, list[str]] = {
-        name: [f"{value}" for value in _figures_of(record, plain)]
-        for name, record in records.items()
-    }
-    if plain is not None:
-        columns["plain decoding"] = _figures_of(plain, plain)
+    runs = records if plain is None else {**records, "plain decoding": plain}
+    columns = {name: _figures_of(record, plain) for name, record in runs.items()}
+    rows = _ROWS
+    if prompt:
+        place = rows.index("wasted")
+        rows = (*rows[:place], _BY_WORD, *rows[place:])
+        for name, record in runs.items():
+            columns[name].insert(place, _by_word(record, prompt))
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
     body = "".join(
         f'<tr><th scope="row">{name}</th>'
         + "".join(f"<td>{column[place]}</td>" for column in columns.values())
         + "</tr>"
-        for place, name in enumerate(_ROWS)
+        for place, name in enumerate(rows)
     )
     return Html(
         f'<div class="snb-tokens" role="group" aria-label="figures">{style_sheet(_CSS)}'
@@ -126,6 +134,16 @@ _ROWS = (
     "ms per token",
     "times as fast as plain decoding",
 )
+
+
+_BY_WORD = f"kept of the {', '.join(WORDS)} words, % of examined"
+
+
+def _by_word(record: Record, prompt: str) -> str:
+    """Acceptance by class of word, in percent; nothing where no draft was examined."""
+    found = word_classes([record], [prompt])
+    shares = (f"{100 * fmean(found[name]):.0f}" if name in found else "–" for name in WORDS)
+    return " ".join(shares) if found else "–"
 
 
 def _by_position(record: Record) -> list[str]:

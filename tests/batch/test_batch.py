@@ -25,6 +25,7 @@ from places import ROOT
 
 from specnb import batch, files
 from specnb.batch import (
+    by_word,
     collect,
     configs,
     estimates,
@@ -1297,6 +1298,21 @@ def test_acceptance_by_position_from_the_lengths_that_were_kept():
         assert (found[name] <= found[f"{name}_high"]).all()
     with pytest.raises(ValueError, match="no line has 'accepted_lengths'"):
         positions(frame.assign(accepted_lengths=None), ["method"])
+
+
+def test_acceptance_by_class_of_word():
+    """Sums come before shares; a class that was never met has no line."""
+    said = ["function 9/10, seen 1/4", "function 1/2", "", None]
+    frame = pd.DataFrame({"method": "a", "prompt": range(4), "kept_by_word": said})
+    found = by_word(frame, ["method"])
+    assert list(found["word"]) == ["function", "seen"] and set(found["n"]) == {2}
+    assert list(found["examined"]) == [12, 4]
+    assert list(found["share"]) == pytest.approx([10 / 12, 1 / 4])
+    assert (found["share_low"] <= found["share"]).all()
+    assert (found["share"] <= found["share_high"]).all()
+    for nothing in (frame.assign(kept_by_word=None), frame.drop(columns="kept_by_word")):
+        with pytest.raises(ValueError, match="no line has 'kept_by_word'"):
+            by_word(nothing, ["method"])
 
 
 def test_what_was_measured_on_one_prompt_is_drawn_together():

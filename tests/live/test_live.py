@@ -10,6 +10,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from statistics import fmean
 from types import SimpleNamespace
 
 import ipywidgets
@@ -28,6 +29,7 @@ from specnb.live.lacks import NO_DRAFT, NO_EYES, NO_RATIO
 from specnb.live.methods import LOOKUP, METHODS, OWN, PLAIN, Method, MethodControls
 from specnb.live.page import Page
 from specnb.models.base import Context
+from specnb.scenes.words import WORDS, word_classes
 from specnb.session import Session, Stepper
 from specnb.views.style import number
 
@@ -600,6 +602,19 @@ def test_compare_begins_against_plain_decoding(pair, items):
     heads = re.findall('<th scope="col">(.*?)</th>', panel.views["figures"].value)
     assert heads == ["measured on this prompt", str(panel.a.value()), PLAIN]
     assert bench(pair, items, method=PLAIN, against=PLAIN).b.method.value == "chain"
+
+
+@pytest.mark.weights
+def test_figures_by_kind_of_word_where_words_have_kinds(pair, items):
+    """On a scene's own prompts, for a model with eyes; in own words nothing is claimed."""
+    panel = bench(pair, items, views=("figures",))
+    row = "words, % of examined</th><td>"
+    share = re.search(f"{row}(.*?)</td><td>–</td>", panel.views["figures"].value)[1]
+    classes = word_classes([panel._record], [items[0].prompt])
+    shown = [str(round(100 * fmean(classes[w]))) if w in classes else "–" for w in WORDS]
+    assert share.split() == shown and len(shown) == 3
+    panel.chooser.prompt.value = "What is it?"
+    assert panel.page.error is None and row not in panel.views["figures"].value
 
 
 def test_a_slider_has_the_limits_of_its_knob():

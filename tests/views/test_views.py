@@ -12,7 +12,15 @@ import torch
 
 import specnb as sn
 from specnb.models import TableModel
-from specnb.record import EMITTED, VERDICTS, accepted_lengths, joint_acceptance
+from specnb.record import (
+    EMITTED,
+    VERDICTS,
+    BlockRow,
+    Record,
+    TokenRow,
+    accepted_lengths,
+    joint_acceptance,
+)
 from specnb.views import canvas, plots
 from specnb.views import theme as themes
 from specnb.views.style import CARD, STYLES, by_block, columns_of, number, visible
@@ -469,3 +477,27 @@ def test_figures_are_the_records(run):
     for shares in (joint_acceptance(run), m.acceptance_by_depth):
         assert f"<td>{' '.join(f'{100 * share:.0f}' for share in shares)}</td>" in html
     assert f"<td>{' '.join(map(str, accepted_lengths(run)))}</td>" in html
+    assert "function" not in html
+
+
+def test_figures_by_kind_of_word():
+    """Of four examined guesses: a function word kept and one not, a named and a seen one."""
+    said = [(" a", "accepted"), (" red", "rejected"), (" is", "rejected"), (" Red", "accepted")]
+    rows = tuple(
+        TokenRow(i, 1, 0, -1, i, text, 0.5, 0.5, 0.1, 0.5, 0.2, "correction" if bad else kept)
+        for i, (text, kept) in enumerate(said)
+        for bad in (kept == "rejected",)
+    )
+    drafts = tuple(
+        row._replace(verdict=kept, text=" x") for row, (_, kept) in zip(rows, said, strict=True)
+    )
+    drafts = tuple(row for row in drafts if row.verdict == "rejected")
+    blocks = (BlockRow(1, 1, 0, 1, 0.0, 0.0, "length", None, False),) * len(said)
+    one = Record("", (0, 1, 2, 3), (*rows, *drafts), blocks, "length", 0.0)
+    html = sn.views.figures({"a": one}, prompt="What is there?").html
+    head, cell = "kept of the function, named, seen words, % of examined", "50 100 0"
+    assert f'<th scope="row">{head}</th><td>{cell}</td>' in html
+    told = sn.views.figures({"a": one}, prompt="What is red?").html  # the prompt has said it
+    assert "<td>50 50 –</td>" in told
+    nothing = replace(one, tokens=(rows[1],))  # of what nobody guessed, nothing is said
+    assert f"{head}</th><td>–</td>" in sn.views.figures({"a": nothing}, prompt="?").html
