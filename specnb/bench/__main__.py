@@ -11,7 +11,8 @@ from pathlib import Path
 from specnb import arguments
 
 SUBJECTS = ("speed", "quality", "exactness", "stopping", "trees", "live", "batch", "architectures")
-SUBJECTS += ("first_model", "before", "drafters", "rivals", "verification", "long_context")
+SUBJECTS += ("first_model", "before", "drafters", "rivals", "verification", "prices")
+SUBJECTS += ("long_context",)
 TIMED = ("stopping", "trees", "drafters", "verification")  # the others are always timed, or never
 TRAINED = ("drafters", "rivals")
 

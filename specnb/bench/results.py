@@ -102,6 +102,7 @@ ABOUT = {  # title, and a word on how to read it; a module's own TITLE and ABOUT
     "drafters": ("How should a drafter be trained?", ""),
     "rivals": ("What are an inherited start, and eyes, worth?", ""),
     "verification": ("What do rules over whole paths and uneven trees give?", ""),
+    "prices": ("What does a lossy rule change, and how far are lossless ones from the best?", ""),
     "long_context": ("What is a target worth that drafts for itself?", ""),
 }
 PICTURES = {  # drawn by `results --pictures`

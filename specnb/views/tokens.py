@@ -183,7 +183,8 @@ def _about(record: Record, row: TokenRow) -> str:
     ]
     columns: list[tuple[str, list[Any]]] = [("this token", [*facts])]
     for name, top in (("target", row.target_top), ("draft", row.draft_top)):
-        law = [(visible(record.token_texts.get(i, f"#{i}")), prob) for i, prob in top]
+        said = [(i, prob) for i, prob in top if prob > 0]  # greedily there is one
+        law = [(visible(record.token_texts.get(i, f"#{i}")), prob) for i, prob in said]
         columns.append((f"{name}, top five", law or [("none", None)]))
     laws = "".join(
         f'<div><div class="snb-head">{name}</div>'

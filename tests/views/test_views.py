@@ -112,6 +112,16 @@ def test_the_panel_shows_the_numbers_of_the_record(run):
             assert number(prob) in panel
 
 
+def test_what_cannot_be_said_is_not_among_the_top_five(run):
+    """A greedy distribution has one token; the record holds others, of probability 0."""
+    tops = {"target_top": ((1, 1.0), (2, 0.0), (3, 0.0)), "draft_top": ((1, 0.5), (2, 0.5))}
+    greedy = replace(run, tokens=tuple(row._replace(**tops) for row in run.tokens))
+    parts = sn.views.tokens(greedy).html.split('class="snb-head"')
+    for name, n in (("target", 1), ("draft", 2)):
+        lists = [part for part in parts if part.startswith(f">{name}, top five")]
+        assert lists and {part.count("snb-pair") for part in lists} == {n}
+
+
 def test_the_box_below_the_strip_speaks_of_the_first_rejected_token(run):
     """It is never empty; pointing at a token lays that one's panel over it."""
     html = sn.views.tokens(run).html
