@@ -82,8 +82,9 @@ def positions(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def by_word(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Acceptance by class of word (`specnb.scenes.words`); one line per group and class.
 
-    `share`: drafts kept / drafts examined, of `examined` places where the text has a word of that
-    class, with its 95 % interval, as of `estimates`; a class that a group never met has no line.
+    `share`: of the `examined` places where a draft was looked at and the text has a word of that
+    class, those where one was kept, with its 95 % interval, as of `estimates`; a class that a group
+    never met has no line.
     Lines without `kept_by_word` are left out; ValueError where no line has any.
     """
     import pandas as pd

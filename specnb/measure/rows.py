@@ -47,7 +47,9 @@ class Row(NamedTuple):
     forwards: int  # of the drafter
     seconds: float  # without prefill
     lengths: str = ""  # how many calls with drafts kept 0, 1, 2 ... of them: "4 1 7"
-    words: str = ""  # kept of examined by class of word, on a scene: "function 9/10, seen 1/4"
+    words: str = (
+        ""  # of places with an examined draft, where one was kept: "function 9/10, seen 1/4"
+    )
 
 
 def row_of(record: Record, prompt: str = "", seed: int = 0) -> Row:
@@ -68,7 +70,8 @@ def row_of(record: Record, prompt: str = "", seed: int = 0) -> Row:
 
 
 def words_of(record: Record, item: Any) -> str:
-    """Kept of examined drafts by class of word, in one text: "function 9/10, seen 1/4".
+    """By class of word, of the places where a draft was examined those where one was kept, in one
+    text: "function 9/10, seen 1/4".
 
     Empty where the item has no scene of the picture world: elsewhere words have no classes.
     """
