@@ -26,7 +26,7 @@ FIXED = {
     "drafted": "tokens proposed by the drafter",
     "accepted": "proposed tokens that the target kept",
     "accepted_lengths": "how many calls with drafts kept 0, 1, 2 ... of them",
-    "kept_by_word": "places with a kept draft / with an examined one, by class of word; scenes of ours only",
+    "kept_by_word": "places with a kept draft / an examined one, by class of word; our scenes only",
     "seconds": "s, drafting and verifying, without prefill",
     "plain_seconds": "s, plain decoding of the same prompt in turns with it, without prefill",
     "plain_tokens": "tokens of that plain run",
