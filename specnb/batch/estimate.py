@@ -84,8 +84,8 @@ def by_word(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     `share`: of the `examined` places where a draft was looked at and the text has a word of that
     class, those where one was kept, with its 95 % interval, as of `estimates`; a class that a group
-    never met has no line.
-    Lines without `kept_by_word` are left out; ValueError where no line has any.
+    never met has no line. Lines of the table without `kept_by_word` are left out; ValueError where
+    none has any.
     """
     import pandas as pd
 

@@ -133,9 +133,8 @@ def _ways(pair: sn.Pair, n: int) -> dict[str, Any]:
     for task in TASKS:
         for number, item in enumerate(tqdm(examples(task, n, 8), desc=task, leave=False)):
             image = item.image if pair.target.sees_images else None
-            run = sn.decode.Decoding(
-                pair, sn.Request(item.prompt, image, PLAIN, seed=number), sn.Chain(5)
-            )
+            request = sn.Request(item.prompt, image, PLAIN, seed=number)
+            run = sn.Decoding(pair, request, sn.Chain(5))
             while run.finish is None:
                 run.step()
             places = [
