@@ -581,6 +581,31 @@ def test_conclusions_on_trained_models_are_held(stem, unchecked):
             lesson.mutated(name, old, new)
 
 
+OTHERS = {  # cells whose assertions must hold for whatever a sweep asks, and what once broke them
+    "03_entropy_stopping": (
+        {"seed": 1},
+        ("03-03", "03-04", "03-06", "03-26c", "03-39a", "03-39b"),
+    ),
+    "04_tree_drafting": (
+        {"seed": 1, "task": "conversation", "temperature": 0.3, "n_prompts": 6},
+        ("04-03", "04-04", "04-06", "04-35a", "04-35b"),
+    ),
+}
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", OTHERS)
+def test_conclusions_hold_on_other_prompts(stem, unchecked):
+    """Of the embedded pair, whatever the seed and the task."""
+    given, (parameters, *rest) = OTHERS[stem]
+    lesson = Lesson(stem)
+    lesson.run(parameters)
+    assert given.keys() <= lesson.space.keys()
+    lesson.space |= given
+    lesson.run(*rest)
+
+
 # ---- teaching
 
 
