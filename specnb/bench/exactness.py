@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 import specnb as sn
 from specnb import exact
-from specnb.bench import KEPT
+from specnb.bench import KEPT, runs_as
 from specnb.decode import next_block
 from specnb.measure import RowCache
 from specnb.measure.rows import Setting, method_key, models_of, prompt_key
@@ -267,7 +267,8 @@ def planted_bug():
 def measure(target: str = "", draft: str = "", n: int = 0) -> dict:
     """All figures; `n` prompts per task instead of 200 (and n x 100 sampled runs)."""
     pair = sn.load_pair(target, draft, dtype="float32")
-    figures: dict[str, Any] = {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
+    figures: dict[str, Any] = {"runs_as": f"{runs_as(pair.target)}; other formats where named"}
+    figures |= {"laws": laws(), "beam": beam(n * 1000 if n else N_BEAM)}
     figures["greedy"] = greedy(pair, n or N_PROMPTS)
     figures["formats"] = formats(target, draft, n or N_PROMPTS)
     figures["second_token"] = second_token(pair, n * 100 if n else N_SAMPLED)
