@@ -20,7 +20,8 @@ settings.load_profile("specnb")
 
 
 # The longest files, which start first, so that no core is idle at the end.
-LONGEST = ("test_execution", "test_browser", "test_batch", "test_planted_bugs", "test_notebooks")
+LONGEST = ("test_execution", "test_browser", "test_batch", "test_planted_bugs", "test_pages")
+LONGEST += ("test_notebooks",)
 
 
 def pytest_collection_modifyitems(items):
