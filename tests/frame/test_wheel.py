@@ -266,7 +266,7 @@ def test_the_wheel_has_what_notebooks_import(away):
     modules = {
         name for text in texts for name in re.findall(r"(?:from|import) (specnb[.\w]+)", text)
     }
-    assert "specnb.bench.quality" in modules  # that of lesson 02
+    assert {"specnb.scenes.words", "specnb.bench.long_context"} <= modules  # of lessons 02 and 06
     away.call([away.python, "-c", "; ".join(f"import {name}" for name in sorted(modules))])
 
 
