@@ -10,6 +10,7 @@ law of a sampled token against its exact law. Tokens without a word are never sa
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import sys
 import tempfile
@@ -150,7 +151,12 @@ def judge(family: Family, root: Path, n_sampled: int = 0, certify: bool = True) 
         words = f"{type(error).__name__}: {error}"
         row |= {"status": "WRONG", "why": f"crash after {_last(row)}: {' '.join(words.split())}"}
     row["seconds"] = round(time.perf_counter() - start, 1)
-    return row
+    return {name: _without(root, value) for name, value in row.items()}
+
+
+def _without(root: Path, value: Any) -> Any:
+    """Messages name the folder that the model lay in: here it is called by the family alone."""
+    return value.replace(f"{root.parent}{os.sep}", "") if isinstance(value, str) else value
 
 
 def _last(row: dict) -> str:

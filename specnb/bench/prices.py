@@ -58,16 +58,10 @@ def with_token_residual(
     return replace(found, token=draws.categorical(rest), final_probs=rest)
 
 
-def without_look_ahead(
-    tree: DraftTree,
-    root_probs: Tensor,
-    node_probs: Tensor,
-    draws: Draws,
-    eos_ids: Set[int] = frozenset(),
-) -> Outcome:
+def without_look_ahead(*judged: Any) -> Outcome:
     """The block rule, wrong: a prefix is tested with its weight, without what hangs on it."""
     with mock.patch.object(joint, "_tests", lambda tree, probs, weights: weights[1:]):
-        return joint.block_verification(tree, root_probs, node_probs, draws, eos_ids)
+        return joint.block_verification(*judged)
 
 
 LOSSLESS: dict[str, Drafter] = {

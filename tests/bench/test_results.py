@@ -154,6 +154,13 @@ def test_speed_is_kept_by_class_of_machine(monkeypatch):
     assert results.kept_to() == ["ATEN_CPU_CAPABILITY=avx2"]
 
 
+def test_nothing_stored_names_a_folder_of_the_machine():
+    places = re.compile(r"/(?:tmp|root|home|work|Users|var)/")
+    said = {path.name: path.read_text("utf-8") for path in results.FOLDER.glob("*.json")}
+    said |= {"RESULTS.md": PAGE, "a planted one": "model '/tmp/tmpm12/t5/target'"}
+    assert [name for name, text in said.items() if places.search(text)] == ["a planted one"]
+
+
 def test_the_picture_of_speed_shows_what_is_stored():
     words, picture = results.PICTURES["speed"]
     assert f"![{words}]({picture})" in PAGE
